@@ -1,0 +1,83 @@
+"""Hooks on the Hugging Face modules: the tensor each site names, and nothing else.
+
+The modules are those Gemma Scope was trained on (report, section 3.1). Two names are easy to get wrong:
+`mlp` is the output of the norm *after* the MLP, not of the MLP; `att` is the *input* of W_O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import refuse
+from ..site import Site
+
+Reader = Callable[[Site, torch.Tensor], None]
+
+
+class Enough(Exception):
+    """Raised by a hook when every site has been read, so that the rest of the forward pass is not run."""
+
+
+def body(model: Any) -> Any:
+    """The decoder stack of a causal language model: embeddings, layers and final norm, without the unembedding."""
+    return getattr(model, "language_model", None) or model.model
+
+
+def module_of(model: Any, site: Site) -> tuple[torch.nn.Module, str, str]:
+    """(module, 'input' or 'output', dotted name) of the tensor at `site`."""
+    layers = body(model).layers
+    if site.layer >= len(layers):
+        raise refuse("site-not-in-model", site=site, last=len(layers) - 1)
+    layer, name = layers[site.layer], f"layers.{site.layer}"
+    match site.kind:
+        case "res":
+            return layer, "output", name
+        case "mlp":
+            return layer.post_feedforward_layernorm, "output", f"{name}.post_feedforward_layernorm"
+        case "att":
+            return layer.self_attn.o_proj, "input", f"{name}.self_attn.o_proj"
+        case _:
+            return layer.pre_feedforward_layernorm, "output", f"{name}.pre_feedforward_layernorm"
+
+
+def width_of(model: Any, site: Site) -> int:
+    """Width of the tensor at `site`: d_model, or heads x head_dim for att (they differ)."""
+    module, side, _ = module_of(model, site)
+    return module.in_features if side == "input" else body(model).config.hidden_size
+
+
+@contextmanager
+def reading(model: Any, sites: Iterable[Site], reader: Reader, *, stop: bool = False):
+    """While this is open, each forward pass calls `reader(site, tensor[batch, token, width])` for every site.
+
+    Yields a set that is emptied as hooks fire. On leaving without an error, a site whose hook never fired is
+    refused ('hook-silent'). With `stop`, the pass raises `Enough` after the last site, skipping later layers.
+    """
+    sites = sorted(set(sites))
+    waiting = set(sites)
+
+    def see(site: Site, tensor: torch.Tensor) -> None:
+        waiting.discard(site)
+        reader(site, tensor)
+        if stop and not waiting:
+            raise Enough
+
+    with ExitStack() as hooks:
+        names = {}
+        for site in sites:
+            module, side, names[site] = module_of(model, site)
+            if side == "input":
+                hook = module.register_forward_pre_hook(lambda _m, args, site=site: see(site, args[0]))
+            else:
+                # transformers 5 layers return a tensor, 4.x a tuple
+                hook = module.register_forward_hook(
+                    lambda _m, _a, out, site=site: see(site, out[0] if isinstance(out, tuple) else out)
+                )
+            hooks.callback(hook.remove)
+        yield waiting
+    for site in sorted(waiting):
+        raise refuse("hook-silent", site=site, module=names[site])
