@@ -89,7 +89,7 @@ def _find_saelens(folder: Path, layout: str, site: Site | None) -> Found:
         (site or named),  # type: ignore[arg-type]
         _count(file, config, "d_sae"),
         _count(file, config, "d_in"),
-        fold_b_dec=config.get("apply_b_dec_to_input") is True,
+        fold_b_dec=config.get("apply_b_dec_to_input", True) is not False,  # SAELens' default is True
         no_threshold=kind == "standard",
         model_name=model_name if isinstance(model_name, str) else None,
     )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ Progress = Callable[[dict[str, float]], None]
 
 def _plan(model: Any, tokens: np.ndarray, sites: Sequence[Site], special: Sequence[int], batch: int) -> dict[str, Any]:
     return {
-        "tokens": hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest(),
+        "tokens": hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest(),
         "shape": list(tokens.shape),
         "model": {"layers": len(body(model).layers), "width": body(model).config.hidden_size},
         "dtype": str(next(model.parameters()).dtype),
@@ -69,8 +70,8 @@ def collect(
     _check_plan(folder, plan)
     keep = ~np.isin(tokens, special)
     ends = np.cumsum([int(keep[i : i + batch].sum()) for i in range(0, len(tokens), batch)])
-    files = {site: open(folder / f"{site}.bf16", "ab") for site in sites}
-    try:
+    with ExitStack() as opened:
+        files = {site: opened.enter_context((folder / f"{site}.bf16").open("ab")) for site in sites}
         rows = min(files[site].tell() // (2 * plan["sites"][str(site)]) for site in sites)
         done = int(np.searchsorted(ends, rows, side="right"))
         for site, file in files.items():
@@ -98,9 +99,6 @@ def collect(
                 progress(
                     {"done": int(ends[index]), "of": int(ends[-1]), "tokens_per_second": speed, "seconds_left": left}
                 )
-    finally:
-        for file in files.values():
-            file.close()
     return folder
 
 

@@ -1,0 +1,171 @@
+"""A JumpReLU SAE while it is trained: parameters, loss and hand-written gradients.
+
+    pre = (x - b_dec) W_enc + b_enc        f = pre * H(pre - threshold)        y = f W_dec + b_dec
+    loss = mean |y - x|^2 + penalty * target * (L0 / target - 1)^2,   L0 = mean number of active features
+
+H is the step function. Its derivative is taken as a rectangle of width `bandwidth` (Rajamanoharan et al. 2024), and
+only the thresholds see it:  d f / d threshold = -(threshold / bandwidth) K,  d L0 / d threshold = -K / bandwidth,
+K = 1 where |pre - threshold| < bandwidth / 2. The penalty is quadratic in the batch's mean L0 (Gemma Scope 2), so that
+training settles at a chosen L0. Gradients are written out: autograd would visit dense [batch, width] tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from math import sqrt
+
+import torch
+from torch.nn.functional import embedding_bag
+
+LOWEST_THRESHOLD = 1e-3  # keeps H from opening at pre <= 0, where JumpReLU would no longer be a ReLU
+
+
+@dataclass
+class Parameters:
+    """float32 tensors in the scaled space: encoder and decoder [width, d_in], the rest vectors."""
+
+    encoder: torch.Tensor
+    b_enc: torch.Tensor
+    threshold: torch.Tensor
+    decoder: torch.Tensor
+    b_dec: torch.Tensor
+
+    def named(self) -> dict[str, torch.Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, d_in] -> [batch, width]."""
+        pre = torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T)
+        return pre * (pre > self.threshold)
+
+    def decode(self, acts: torch.Tensor) -> torch.Tensor:
+        return acts @ self.decoder + self.b_dec
+
+
+@dataclass
+class Step:
+    """Gradients and figures of one batch. `fired` [width] counts the tokens each feature was active on."""
+
+    gradients: dict[str, torch.Tensor]
+    loss: float
+    error: float
+    l0: float
+    fired: torch.Tensor
+    residual: torch.Tensor  # y - x
+
+
+def initial(sample: torch.Tensor, width: int, l0: float, seed: int) -> Parameters:
+    """Random unit decoder rows, a tied encoder scaled by least squares, thresholds that start near twice the target L0.
+
+    `sample` is [token, d_in] in the scaled space, at least a few hundred tokens.
+    """
+    random = torch.Generator().manual_seed(seed)
+    decoder = torch.rand(width, sample.shape[1], generator=random) * 2 - 1
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    sample = sample[:2048]
+    pre = sample @ decoder.T
+    active = pre * (pre > torch.quantile(pre, 1 - min(0.2, l0 / width), dim=0))
+    rebuilt = active @ decoder
+    alpha = float((rebuilt * sample).sum() / rebuilt.pow(2).sum().clamp_min(1e-12))
+    threshold = torch.quantile(pre * alpha, 1 - min(0.2, 2 * l0 / width), dim=0)
+    return Parameters(
+        encoder=decoder * alpha,
+        b_enc=torch.zeros(width),
+        threshold=threshold.clamp_min(LOWEST_THRESHOLD),
+        decoder=decoder,
+        b_dec=torch.zeros(sample.shape[1]),
+    )
+
+
+def step(
+    p: Parameters, x: torch.Tensor, *, penalty: float, l0: float, bandwidth: float, dtype: torch.dtype = torch.float32
+) -> Step:
+    """Loss and gradients on `x` [batch, d_in] (float32). Pre-activations are multiplied out in `dtype`.
+
+    Only a few per cent of [batch, width] is active or near its threshold, and only there is any gradient. So one dense
+    product finds those entries, and all that follows is a list of (token, feature, value): three times faster on a CPU.
+    """
+    batch, width = len(x), len(p.encoder)
+    centred = x - p.b_dec
+    pre = torch.addmm(p.b_enc.to(dtype), centred.to(dtype), p.encoder.to(dtype).T)
+    low = (p.threshold - bandwidth / 2).to(dtype)
+    token, feature = (pre > low).nonzero(as_tuple=True)
+    value = pre[token, feature].float()
+    threshold = p.threshold[feature]
+    active = value > threshold
+    near = (value - threshold).abs() < bandwidth / 2
+    value = value * active
+
+    bags = torch.searchsorted(token, torch.arange(batch + 1))
+    residual = _sums(p.decoder, feature, value, bags).add_(p.b_dec).sub_(x)
+    fired = torch.bincount(feature[active], minlength=width).float()
+    mean_l0 = float(fired.sum()) / batch
+    error = float(residual.pow(2).sum()) / batch
+    slope = penalty * 2 * (mean_l0 / l0 - 1)  # d penalty / d L0
+
+    d_out = residual * (2 / batch)
+    d_value = _products(d_out, p.decoder, token, feature, bags)
+    at_threshold = (d_value * threshold + slope / batch) * near
+    d_threshold = torch.zeros(width).index_add_(0, feature, at_threshold).div_(-bandwidth)
+
+    kept = active.nonzero()[:, 0]
+    feature, order = feature[kept].sort(stable=True)
+    kept = kept[order]
+    bags = torch.searchsorted(feature, torch.arange(width + 1))
+    d_pre = d_value[kept]
+    d_b_enc = torch.zeros(width).index_add_(0, feature, d_pre)
+    gradients = {
+        "encoder": _sums(centred, token[kept], d_pre, bags),
+        "b_enc": d_b_enc,
+        "threshold": d_threshold,
+        "decoder": _sums(d_out, token[kept], value[kept], bags),
+        "b_dec": d_out.sum(0) - d_b_enc @ p.encoder,
+    }
+    return Step(gradients, error + penalty * l0 * (mean_l0 / l0 - 1) ** 2, error, mean_l0, fired, residual)
+
+
+def _sums(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:
+    """Row i of the result is the sum of weights[k] * table[rows[k]] over bags[i] <= k < bags[i + 1]."""
+    return embedding_bag(rows, table, bags[:-1], mode="sum", per_sample_weights=weights)
+
+
+def _products(
+    left: torch.Tensor, right: torch.Tensor, row: torch.Tensor, column: torch.Tensor, bags: torch.Tensor
+) -> torch.Tensor:
+    """left[row] . right[column] for every entry, rows ascending."""
+    if not torch.backends.mkl.is_available():
+        return (left @ right.T)[row, column]
+    with warnings.catch_warnings():  # torch calls its CSR tensors beta, once per process
+        warnings.simplefilter("ignore", UserWarning)
+        size = (len(left), len(right))
+        pattern = torch.sparse_csr_tensor(bags, column, torch.zeros(len(row)), size, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+
+
+def project(gradient: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
+    """`gradient` without its component along each (unit) decoder row, in place."""
+    return gradient.sub_((gradient * decoder).sum(1, keepdim=True) * decoder)
+
+
+def constrain(p: Parameters) -> None:
+    """Decoder rows back to unit length, thresholds back above zero."""
+    p.decoder.div_(p.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    p.threshold.clamp_(min=LOWEST_THRESHOLD)
+
+
+def revive(p: Parameters, dead: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, l0: float, seed: int) -> None:
+    """Points the `dead` features (indices) at tokens of `x` that are badly rebuilt, chosen by squared error."""
+    random = torch.Generator().manual_seed(seed)
+    weight = residual.pow(2).sum(1)
+    chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x), generator=random)
+    rows = -residual[chosen]
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    alive = torch.ones(len(p.encoder), dtype=torch.bool)
+    alive[dead] = False
+    length = p.encoder[alive].norm(dim=1).median() if alive.any() else torch.tensor(1 / sqrt(x.shape[1]))
+    p.decoder[dead] = rows
+    p.encoder[dead] = rows * length
+    p.b_enc[dead] = 0.0
+    pre = (x - p.b_dec) @ p.encoder[dead].T
+    p.threshold[dead] = torch.quantile(pre[:2048], 1 - min(0.2, l0 / len(p.encoder)), dim=0).clamp_min(LOWEST_THRESHOLD)

@@ -1,0 +1,528 @@
+"""Scope folders: what is written is what is read, and nothing damaged, foreign or dangerous is opened."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gemloupe.errors import Refusal
+from gemloupe.load.sae import FeatureStats, Sae, hook_name, site_of_hook
+from gemloupe.load.scope import ModelFacts, Scope, save_sae_lens, write_scope
+from gemloupe.site import Site
+from safetensors.torch import load_file, save_file
+
+WIDTH, D_IN, D_Z = 24, 16, 32
+MODEL = ModelFacts("tiny", "gemma3_text", n_layers=18, d_model=D_IN, digest="a" * 64, z_width=D_Z)
+
+
+def make(site="res.12", seed=0):
+    random = torch.Generator().manual_seed(seed)
+    d_in = D_Z if site.startswith("att") else D_IN
+    decoder = torch.randn(WIDTH, d_in, generator=random)
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    return Sae(
+        Site.of(site),
+        encoder=decoder * 1.3 + 0.1 * torch.randn(WIDTH, d_in, generator=random),
+        b_enc=torch.randn(WIDTH, generator=random),
+        threshold=torch.rand(WIDTH, generator=random),
+        decoder=decoder,
+        b_dec=torch.randn(d_in, generator=random),
+    )
+
+
+def stats():
+    random = np.random.default_rng(0)
+    maximum = random.random(WIDTH, dtype=np.float32) + 1
+    maximum[3] = np.nan
+    return FeatureStats(
+        maximum=maximum,
+        density=random.random(WIDTH, dtype=np.float32),
+        promotes=random.integers(0, 500, (WIDTH, 10), dtype=np.int32),
+        promotes_logit=random.random((WIDTH, 10)).astype(np.float16),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_scope(
+        tmp_path / "scope",
+        [(make("res.12"), stats(), {"l0": 39.5, "fvu": 0.19}), (make("att.3"), None, {}), (make("mlp.3"), None, {})],
+        id="tiny-scope",
+        model=MODEL,
+        made_with={"seed": 0},
+        packed=False,
+    )
+    return tmp_path / "scope"
+
+
+def refused(code, run):
+    with pytest.raises(Refusal) as caught:
+        run()
+    assert caught.value.code == code, caught.value
+    return str(caught.value)
+
+
+def rewrite(folder, change, site="res.12", weights="sae_weights.safetensors", sign=True):
+    """Changes the tensors of one site, and signs the manifest again so that only the content is wrong."""
+    file = folder / site / weights
+    tensors = change(dict(load_file(file)))
+    save_file(tensors, file)
+    if sign:
+        resign(folder, site)
+
+
+def resign(folder, site="res.12"):
+    import hashlib
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = manifest["saes"][site]["files"]
+    for name in files:
+        files[name] = hashlib.sha256((folder / site / name).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_manifest(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+# what is written is what is read
+
+
+def test_float_scope_round_trip_is_exact(folder):
+    scope = Scope.open(folder)
+    assert [str(site) for site in scope.sites] == ["att.3", "mlp.3", "res.12"]  # forward order
+    assert scope.width("res.12") == WIDTH
+    assert scope.facts("res.12") == {"l0": 39.5, "fvu": 0.19}
+    assert scope.model == MODEL
+    for name in ("encoder", "b_enc", "threshold", "decoder", "b_dec"):
+        assert torch.equal(getattr(scope.load("res.12", MODEL), name), getattr(make("res.12"), name))
+    assert scope.load("att.3", MODEL).d_in == D_Z
+    np.testing.assert_array_equal(scope.stats("res.12").maximum, stats().maximum)
+    np.testing.assert_array_equal(scope.stats("res.12").promotes, stats().promotes)
+    assert scope.stats("res.12").suppresses is None
+    assert scope.stats("att.3").maximum is None
+    scope.verify()
+
+
+def test_packed_error_is_within_half_a_step_and_packing_again_changes_nothing(tmp_path):
+    sae = make()
+    scope = write_scope(tmp_path / "a", [(sae, None, {})], id="x", model=MODEL, packed=True)
+    packed = scope.load("res.12")
+    for ours, theirs in ((packed.encoder, sae.encoder), (packed.decoder, sae.decoder)):
+        step = theirs.abs().amax(1, keepdim=True) / 127
+        assert ((ours - theirs).abs() <= 0.51 * step + 0.01 * theirs.abs()).all()
+        assert (ours != theirs).any()
+    assert torch.equal(packed.encoder_int8.float() * packed.encoder_scale[:, None], packed.encoder)
+    torch.testing.assert_close(packed.decoder.norm(dim=1), torch.ones(WIDTH), atol=1e-6, rtol=0)
+    again = write_scope(tmp_path / "b", [(packed, None, {})], id="x", model=MODEL, packed=True).load("res.12")
+    assert torch.equal(again.encoder_int8, packed.encoder_int8)
+    torch.testing.assert_close(again.decoder, packed.decoder, atol=1e-6, rtol=0)
+    size = (tmp_path / "a/res.12/sae_int8.safetensors").stat().st_size
+    assert size < 2 * WIDTH * D_IN + 5 * 4 * WIDTH + 4 * D_IN + 1000
+
+
+def test_encode_is_strict_and_never_negative():
+    sae = make()
+    sae = Sae(sae.site, torch.eye(2), torch.zeros(2), torch.tensor([1.0, 0.0]), torch.eye(2), torch.zeros(2))
+    x = torch.tensor([[1.0, -3.0], [1.5, 0.0], [2.0, 1e-3]])
+    assert torch.equal(sae.encode_dense(x), torch.tensor([[0.0, 0.0], [1.5, 0.0], [2.0, 1e-3]]))
+
+
+def test_writing_replaces_a_scope_whole_or_not_at_all(folder):
+    before = sorted(file.name for file in folder.rglob("*"))
+
+    def broken():
+        yield make("res.5"), None, {}
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError):
+        write_scope(folder, broken(), id="x", model=MODEL)
+    assert sorted(file.name for file in folder.rglob("*")) == before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_hook_names_both_ways():
+    for name in ("res.12", "mlp.3", "att.0", "transcoder.7"):
+        assert site_of_hook(hook_name(Site.of(name))) == Site.of(name)
+    assert hook_name(Site.of("att.0")) == "blocks.0.attn.hook_z"
+    assert site_of_hook("blocks.4.hook_out") == Site.of("res.4")
+    assert site_of_hook("blocks.4.mlp.hook_out") is None  # before the post-norm: another tensor
+    assert site_of_hook(None) is None
+
+
+# SAELens
+
+
+def test_unpacked_scope_opens_in_sae_lens_with_the_same_numbers(tmp_path):
+    from sae_lens import SAE
+
+    packed = write_scope(
+        tmp_path / "p", [(make("res.12"), stats(), {"l0": 3.0}), (make("att.3"), None, {})], id="x", model=MODEL
+    )
+    packed.unpack(tmp_path / "u")
+    ours = packed.load("res.12")
+    theirs = SAE.load_from_disk(str(tmp_path / "u" / "res.12"))
+    assert theirs.cfg.metadata.hook_name == "blocks.12.hook_resid_post"
+    assert theirs.cfg.metadata.model_name == "tiny"
+    assert torch.equal(theirs.W_enc, ours.W_enc)
+    assert torch.equal(theirs.W_dec, ours.W_dec)
+    assert torch.equal(theirs.threshold, ours.threshold)
+    x = 3 * torch.randn(50, D_IN, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(theirs.encode(x), ours.encode_dense(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs.decode(theirs.encode(x)), ours.decode(ours.encode_dense(x)), atol=1e-5, rtol=1e-5)
+    heads = SAE.load_from_disk(str(tmp_path / "u" / "att.3"))
+    z = torch.randn(2, 5, 4, D_Z // 4, generator=torch.Generator().manual_seed(2))
+    expected = packed.load("att.3").encode_dense(z.flatten(-2))
+    torch.testing.assert_close(heads.encode(z), expected, atol=1e-5, rtol=1e-5)
+    assert Scope.open(tmp_path / "u").facts("res.12") == {"l0": 3.0}
+
+
+def test_sae_lens_checkpoint_opens_as_a_scope_of_one_site(tmp_path):
+    make().as_sae_lens("tiny").save_model(tmp_path / "theirs")
+    scope = Scope.open(tmp_path / "theirs")
+    assert [str(site) for site in scope.sites] == ["res.12"]
+    assert scope.model is not None and scope.model.id == "tiny"
+    assert torch.equal(scope.load("res.12", MODEL).encoder, make().encoder)
+    save_sae_lens(make("mlp.3"), tmp_path / "ours", model_name="tiny")
+    assert torch.equal(Scope.open(tmp_path / "ours").load("mlp.3").decoder, make("mlp.3").decoder)
+
+
+def test_sae_lens_b_dec_applied_to_input_is_folded(tmp_path):
+    save_sae_lens(make(), tmp_path / "a")
+    config = json.loads((tmp_path / "a/cfg.json").read_text())
+    (tmp_path / "a/cfg.json").write_text(json.dumps({**config, "apply_b_dec_to_input": True}))
+    from sae_lens import SAE
+
+    x = torch.randn(9, D_IN, generator=torch.Generator().manual_seed(1))
+    expected = SAE.load_from_disk(str(tmp_path / "a")).encode(x)
+    got = Scope.open(tmp_path / "a").load("res.12").encode_dense(x)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert (got != make().encode_dense(x)).any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "topk"},
+        {"normalize_activations": "layer_norm"},
+        {"metadata": {"hook_name": "blocks.3.mlp.hook_out"}},
+        {"metadata": {}},
+    ],
+)
+def test_sae_lens_checkpoints_of_another_kind_are_refused(tmp_path, change):
+    save_sae_lens(make(), tmp_path / "a")
+    config = json.loads((tmp_path / "a/cfg.json").read_text())
+    (tmp_path / "a/cfg.json").write_text(json.dumps({**config, **change}))
+    refused("file-unreadable", lambda: Scope.open(tmp_path / "a"))
+
+
+# Gemma Scope's own files
+
+
+def gemma_scope(folder, sae=None, **changes):
+    sae = sae or make()
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "W_enc": sae.W_enc.numpy(),
+        "b_enc": sae.b_enc.numpy(),
+        "W_dec": sae.decoder.numpy(),
+        "b_dec": sae.b_dec.numpy(),
+        "threshold": sae.threshold.numpy(),
+        **changes,
+    }
+    np.savez(folder / "params.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return folder
+
+
+def test_lone_gemma_scope_npz_opens_and_its_path_names_the_site(tmp_path):
+    folder = gemma_scope(tmp_path / "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82")
+    scope = Scope.open(folder / "params.npz")
+    assert [str(site) for site in scope.sites] == ["res.12"]
+    assert torch.equal(scope.load("res.12").encoder, make().encoder)
+    elsewhere = gemma_scope(tmp_path / "elsewhere")
+    assert "site=" in refused("file-unreadable", lambda: Scope.open(elsewhere))
+    assert Scope.open(elsewhere, site="mlp.3").load("mlp.3").width == WIDTH
+
+
+def test_gemma_scope_2_folder_opens(tmp_path):
+    sae, folder = make("att.3"), tmp_path / "layer_3"
+    folder.mkdir()
+    config = {"hf_hook_point_in": "model.layers.3.self_attn.o_proj.input", "width": WIDTH, "model_name": "tiny"}
+    (folder / "config.json").write_text(json.dumps(config))
+    names = {"w_enc": sae.W_enc, "b_enc": sae.b_enc, "w_dec": sae.decoder, "b_dec": sae.b_dec}
+    names["threshold"] = sae.threshold
+    save_file({name: value.contiguous() for name, value in names.items()}, folder / "params.safetensors")
+    assert torch.equal(Scope.open(folder).load("att.3").encoder, sae.encoder)
+
+
+def test_npz_bomb_is_refused_before_it_is_inflated(tmp_path):
+    folder = tmp_path / "gemma-scope-2b-pt-res/layer_12/x"
+    folder.mkdir(parents=True)
+    np.savez_compressed(folder / "params.npz", W_enc=np.zeros((4096, 4096), np.float32), **zeros(4096))
+    import tracemalloc
+
+    tracemalloc.start()
+    refused("scope-damaged", lambda: Scope.open(folder))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def zeros(width):
+    return {"b_enc": np.zeros(width), "W_dec": np.zeros((1, 1)), "b_dec": np.zeros(1), "threshold": np.zeros(width)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"b_enc": np.array([print] * WIDTH, dtype=object)}, "scope-pickled"),
+        ({"b_enc": None}, "scope-damaged"),
+        ({"extra": np.zeros(3)}, "scope-damaged"),
+        ({"b_enc": np.zeros(WIDTH, np.int32)}, "scope-damaged"),
+        ({"b_enc": np.zeros(WIDTH + 1, np.float32)}, "scope-other-shape"),
+        ({"b_enc": np.full(WIDTH, np.nan, np.float32)}, "scope-not-finite"),
+        ({"threshold": np.full(WIDTH, -0.5, np.float32)}, "scope-damaged"),
+        ({"W_enc": np.zeros(WIDTH, np.float32)}, "scope-damaged"),
+    ],
+)
+def test_npz_with_wrong_content_is_refused(tmp_path, changes, code):
+    folder = gemma_scope(tmp_path / "s", **changes)
+    refused(code, lambda: Scope.open(folder, site="res.12").load("res.12"))
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }", b"(((", b""]
+)
+def test_npz_with_a_lying_header_is_refused(tmp_path, header):
+    gemma_scope(tmp_path / "s")
+    raw = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "s/params.npz") as old, zipfile.ZipFile(raw, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "b_enc.npy":
+                data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+            new.writestr(name, data)
+    (tmp_path / "s/params.npz").write_bytes(raw.getvalue())
+    refused("scope-damaged", lambda: Scope.open(tmp_path / "s", site="res.12"))
+
+
+# damage
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_are_refused(folder, keep):
+    file = folder / "res.12" / "sae_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "sha256" in refused("scope-damaged", lambda: Scope.open(folder).load("res.12"))
+    resign(folder)
+    refused("scope-damaged", lambda: Scope.open(folder).load("res.12"))
+
+
+def test_one_flipped_bit_is_refused_even_after_a_good_load(folder):
+    scope = Scope.open(folder)
+    scope.load("res.12")
+    file = folder / "res.12" / "sae_weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(1, 1))
+    refused("scope-damaged", lambda: scope.load("res.12"))
+    refused("scope-damaged", scope.verify)
+
+
+def test_statistics_are_checked(folder):
+    file = folder / "res.12" / "features.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "density": tensors["density"][:-1].clone()}, file)
+    refused("scope-damaged", lambda: Scope.open(folder).stats("res.12"))
+    resign(folder)
+    refused("scope-other-shape", lambda: Scope.open(folder).stats("res.12"))
+    save_file({**tensors, "density": torch.full((WIDTH,), torch.nan)}, file)
+    resign(folder)
+    refused("scope-not-finite", lambda: Scope.open(folder).stats("res.12"))
+
+
+def change_one(name, value):
+    def change(tensors):
+        tensors[name] = value(tensors[name])
+        return tensors
+
+    return change
+
+
+def poke(number):
+    def value(tensor):
+        tensor.view(-1)[0] = number
+        return tensor
+
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (change_one("W_enc", poke(float("nan"))), "scope-not-finite"),
+        (change_one("b_dec", poke(float("inf"))), "scope-not-finite"),
+        (change_one("threshold", poke(-1e-3)), "scope-damaged"),
+        (change_one("W_dec", lambda t: t[:, :-1].contiguous()), "scope-other-shape"),
+        (change_one("b_enc", lambda t: t.to(torch.int32)), "scope-damaged"),
+        (lambda tensors: {**tensors, "more": torch.zeros(1)}, "scope-damaged"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k != "b_enc"}, "scope-damaged"),
+    ],
+)
+def test_wrong_tensors_are_refused(folder, change, code):
+    rewrite(folder, change)
+    refused(code, lambda: Scope.open(folder).load("res.12"))
+
+
+def test_missing_files_and_folders_are_refused(folder, tmp_path):
+    refused("scope-not-found", lambda: Scope.open(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    refused("scope-not-found", lambda: Scope.open(tmp_path / "empty"))
+    (folder / "res.12" / "cfg.json").unlink()
+    refused("scope-damaged", lambda: Scope.open(folder).load("res.12"))
+    refused("site-not-open", lambda: Scope.open(folder).load("res.0"))
+    refused("site-unreadable", lambda: Scope.open(folder).load("res12"))
+
+
+def test_weights_that_the_manifest_does_not_name_are_not_read(folder):
+    packed = write_scope(folder.parent / "p", [(make(seed=9), None, {})], id="x", model=MODEL)
+    (folder / "res.12/sae_int8.safetensors").write_bytes((packed.folder / "res.12/sae_int8.safetensors").read_bytes())
+    refused("scope-damaged", lambda: Scope.open(folder).load("res.12"))
+
+
+# the manifest
+
+
+def set_in(*path, value):
+    def change(manifest):
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (set_in("format", value=2), "scope-newer"),
+        (set_in("format", value="1"), "scope-damaged"),
+        (set_in("saes", value={}), "scope-damaged"),
+        (set_in("saes", "res.12", "folder", value="../outside"), "scope-damaged"),
+        (set_in("saes", "res.12", "folder", value="/etc"), "scope-damaged"),
+        (set_in("saes", "res.12", "folder", value=".."), "scope-damaged"),
+        (set_in("saes", "res.12", "files", value={"../../x": "a" * 64}), "scope-damaged"),
+        (set_in("saes", "res.12", "files", "cfg.json", value="abc"), "scope-damaged"),
+        (set_in("saes", "res.12", "width", value=0), "scope-damaged"),
+        (set_in("saes", "res.12", value=3), "scope-damaged"),
+        (set_in("saes", "nonsense", value={}), "site-unreadable"),
+        (set_in("model", value=None), "scope-damaged"),
+        (set_in("model", "n_layers", value="18"), "scope-damaged"),
+    ],
+)
+def test_bad_manifests_are_refused(folder, change, code):
+    edit_manifest(folder, change)
+    refused(code, lambda: Scope.open(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\x00\xff"])
+def test_manifest_that_is_no_json_object_is_refused(folder, text):
+    (folder / "manifest.json").write_text(text, encoding="latin1")
+    refused("scope-damaged", lambda: Scope.open(folder))
+
+
+# another model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ModelFacts("other", "gemma2", 18, D_IN),
+        ModelFacts("other", "gemma3_text", 26, D_IN),
+        ModelFacts("other", "gemma3_text", 18, D_IN * 2),
+        ModelFacts("other", "gemma3_text", 18, D_IN, digest="b" * 64),
+        ModelFacts("other", None, 12, None),
+    ],
+)
+def test_scope_of_another_model_is_refused(folder, other):
+    scope = Scope.open(folder)
+    message = refused("scope-other-model", lambda: scope.check_model(other))
+    assert "other" in message and "tiny" in message
+    refused("scope-other-model", lambda: scope.load("res.12", other))
+
+
+def test_unknown_facts_are_not_compared(folder):
+    Scope.open(folder).check_model(ModelFacts("google/gemma-3-270m", "gemma3_text", 18, D_IN, digest=None))
+
+
+def test_sae_of_another_width_is_refused(folder):
+    other_heads = ModelFacts("tiny", "gemma3_text", 18, D_IN, z_width=D_Z * 2)
+    assert "att.3" in refused("scope-other-shape", lambda: Scope.open(folder).load("att.3", other_heads))
+    edit_manifest(folder, set_in("saes", "res.12", "width", value=WIDTH + 1))
+    refused("scope-other-shape", lambda: Scope.open(folder).load("res.12"))
+
+
+def test_lone_sae_of_another_width_is_refused(tmp_path):
+    save_sae_lens(make(), tmp_path / "a")
+    refused("scope-other-shape", lambda: Scope.open(tmp_path / "a").load("res.12", ModelFacts("m", None, 18, D_IN + 1)))
+    refused("scope-other-model", lambda: Scope.open(tmp_path / "a").load("res.12", ModelFacts("m", None, 5, D_IN)))
+
+
+# pickles
+
+
+class Canary:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.write_text, (self.file, "ran")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "sae_weights.pt", "sae.bin", "sae.pkl"])
+def test_pickles_are_refused_and_never_run(folder, tmp_path, name, protocol):
+    canary = tmp_path / "canary"
+    bad = pickle.dumps(Canary(canary), protocol=protocol)
+    if name.endswith(".safetensors"):
+        (folder / "res.12" / name).write_bytes(bad)
+        resign(folder)
+        refused("scope-pickled", lambda: Scope.open(folder).load("res.12"))
+    else:
+        lone = tmp_path / "lone"
+        lone.mkdir()
+        (lone / name).write_bytes(bad)
+        refused("scope-pickled", lambda: Scope.open(lone / name))
+        refused("scope-pickled", lambda: Scope.open(lone))
+    assert not canary.exists()
+
+
+def test_torch_archive_renamed_to_safetensors_is_refused(folder, tmp_path):
+    canary = tmp_path / "canary"
+    torch.save({"W_enc": Canary(canary)}, folder / "res.12" / "sae_weights.safetensors")
+    resign(folder)
+    refused("scope-pickled", lambda: Scope.open(folder).load("res.12"))
+    assert not canary.exists()
+
+
+def test_every_damaged_byte_string_gives_a_refusal(tmp_path):
+    good = gemma_scope(tmp_path / "s") / "params.npz"
+    data, random = good.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        bad = bytearray(data[: random.integers(1, len(data) + 1)])
+        for place in random.integers(0, len(bad), 8):
+            bad[place] = random.integers(0, 256)
+        good.write_bytes(bad)
+        try:
+            Scope.open(good, site="res.12").load("res.12")
+        except Refusal:
+            pass
