@@ -6,11 +6,26 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import refuse
+
+# What the system says when the user may not, or cannot, write there. ENOTDIR and EEXIST: a file is in the folder's
+# place. EFBIG: a limit on file size.
+_CANNOT_WRITE = frozenset(
+    {
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    }
+)
 
 
 def folder() -> Path:
@@ -29,20 +44,38 @@ def explained(need: str, where: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _CANNOT_WRITE:
             why = os.strerror(error.errno)
             raise refuse("cache-not-writable", folder=where or folder(), why=why, need=need) from error
         raise
 
 
+def require_space(size: int, where: Path) -> None:
+    """Raises ENOSPC before hours of work do, if fewer than `size` bytes are free at `where` (an existing folder)."""
+    if shutil.disk_usage(where).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(where))
+
+
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Holds a lock file beside `path`; a second process waits until the first is done or dead."""
-    from filelock import FileLock
+def alone(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds a lock file beside `path`; a second process waits until the first is done or dead.
+
+    `waiting` is called once if there is a wait.
+    """
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is not None:
+            waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -66,8 +99,21 @@ def folder_atomically(target: Path) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield made
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(made, target)
+        put_in_place(made, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Renames the folder `made` to `target`, replacing what is there; files already open keep their old content."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(made, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
