@@ -181,8 +181,8 @@ def feature_stats(sae: Sae, rows: torch.Tensor, *, cut: float = float("inf")) ->
             total += acts.sum(0)
             fired += (acts > 0).sum(0, dtype=torch.int32)
     never = fired == 0
-    mean = total / fired.clamp_min(1)
-    maximum[never], mean[never] = torch.nan, torch.nan
+    unknown = torch.tensor(torch.nan)
+    maximum, mean = torch.where(never, unknown, maximum), torch.where(never, unknown.double(), total / fired)
     return FeatureStats(
         maximum=maximum.numpy(),
         density=(fired / max(seen, 1)).float().numpy(),

@@ -158,7 +158,7 @@ def revive(p: Parameters, dead: torch.Tensor, x: torch.Tensor, residual: torch.T
     """Points the `dead` features (indices) at tokens of `x` that are badly rebuilt, chosen by squared error."""
     random = torch.Generator().manual_seed(seed)
     weight = residual.pow(2).sum(1)
-    chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x), generator=random)
+    chosen = torch.multinomial(weight, len(dead), replacement=True, generator=random)
     rows = -residual[chosen]
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     alive = torch.ones(len(p.encoder), dtype=torch.bool)
