@@ -80,9 +80,9 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         ValueError,
         "{name} is {given!r}; it must be a whole number of at least {least}.",
     ),
-    "chunk-reaches-too-far": (
+    "temperature-unreadable": (
         ValueError,
-        "chunk={given} is too long for this model's sliding window of {window} tokens. Use chunk={window} or less.",
+        "temperature is {given!r}; it must be a finite number of at least 0. 0 takes the likeliest token each time.",
     ),
     # models and SAEs
     "builtin-missing": (
@@ -102,6 +102,10 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     "model-unsupported": (
         ValueError,
         "{given!r} is a {type} model; gemloupe reads Gemma 2 and Gemma 3 text models.",
+    ),
+    "model-damaged": (
+        OSError,
+        "The model at {given} cannot be used: {why}. Fetch or convert it again.",
     ),
     "dtype-unsupported": (
         ValueError,
@@ -171,6 +175,10 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     "engine-closed": (
         RuntimeError,
         "This loupe is closed. Open it again with gl.open(...).",
+    ),
+    "not-local": (
+        RuntimeError,
+        "This loupe reads through a server, so the weights are not here. Open the model in this kernel for that.",
     ),
     "maximum-unknown": (
         ValueError,

@@ -94,10 +94,13 @@ def builtin_model(progress: Progress | None = None, *, source: Source = BUILTIN)
         return target
     parts = part_paths(source)
     need = f"{_space_needed(parts) / 1e9:.1f} GB"
-    with _shown(progress, source) as show, cache.explained(need):
-        with cache.alone(target, waiting=lambda: show("waiting for another process that prepares it", 0.0)):
-            if not _whole(target, source):  # else the other process did it meanwhile
-                _convert(source, parts, target, show)
+    with (
+        _shown(progress, source) as show,
+        cache.explained(need),
+        cache.alone(target, waiting=lambda: show("waiting for another process that prepares it", 0.0)),
+    ):
+        if not _whole(target, source):  # else the other process did it meanwhile
+            _convert(source, parts, target, show)
     return target
 
 
@@ -274,7 +277,7 @@ def hugging_face_name(name: str) -> str:
     return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name]
 
 
-def safetensors(data: bytearray, tensors: list[Tensor], tell: Callable[[float], None]) -> Iterator[bytes | memoryview]:
+def safetensors(data: bytearray, tensors: list[Tensor], tell: Callable[[float], None]) -> Iterator[bytes]:
     """The bytes of an fp32 safetensors file, a few MB at a time, so that memory stays flat."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     size = 0
@@ -294,7 +297,7 @@ def safetensors(data: bytearray, tensors: list[Tensor], tell: Callable[[float], 
         for rows in dequantised(data, tensor):
             if tensor.name.endswith("norm.weight"):
                 rows = rows - np.float32(1)  # GGUF stores the gain, Hugging Face what is added to 1
-            yield memoryview(np.ascontiguousarray(rows, "<f4")).cast("B")
+            yield rows.astype("<f4", copy=False).tobytes()
             written += rows.nbytes
             tell(written / size)
 

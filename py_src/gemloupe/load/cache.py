@@ -14,7 +14,7 @@ from ..errors import refuse
 
 # What the system says when the user may not, or cannot, write there. ENOTDIR and EEXIST: a file is in the folder's
 # place. EFBIG: a limit on file size.
-_CANNOT_WRITE = frozenset(
+CANNOT_WRITE = frozenset(
     {
         errno.EROFS,
         errno.EACCES,
@@ -44,7 +44,7 @@ def explained(need: str, where: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _CANNOT_WRITE:
+        if error.errno in CANNOT_WRITE:
             why = os.strerror(error.errno)
             raise refuse("cache-not-writable", folder=where or folder(), why=why, need=need) from error
         raise

@@ -1,0 +1,85 @@
+"""What all gemloupe widgets share: answered calls, a live comm in a busy kernel, a static twin, strict arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from ..wire.rpc import Calls, Handler
+from . import static
+
+STATIC = Path(__file__).parent.parent / "static"
+PROTOCOL = 1
+
+
+def keep_subshell(comm: Any) -> None:
+    """Leave a comm's messages on the shell the front end chose.
+
+    ipykernel 7.4 sends them back to the shell that last *sent* on the comm, which is the main one if a cell did;
+    the widget would then not answer until that cell ends. A private hook, so only where it exists.
+    """
+    if comm is not None and hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, default: default
+
+
+class LiveWidget(anywidget.AnyWidget):
+    """An anywidget whose browser half may call `methods()`, and that also exists as plain HTML."""
+
+    protocol = traitlets.Int(PROTOCOL).tag(sync=True)
+    """Version of the messages and traits; a front end of another version says so instead of misreading them."""
+
+    _name: str = ""
+
+    def __init__(self, **traits: Any) -> None:
+        unknown = sorted(name for name in traits if not self.has_trait(name))
+        if unknown:
+            known = ", ".join(sorted(name for name in self.trait_names(sync=True) if not name.startswith("_")))
+            raise TypeError(f"{type(self).__name__} has no trait {', '.join(unknown)}. It has: {known}.")
+        super().__init__(**traits)
+        self._calls = Calls({"ping": lambda: None, **self.methods()}, self.send)
+        self.on_msg(lambda _widget, content, _buffers: self._calls.receive(content))
+
+    def methods(self) -> Mapping[str, Handler]:
+        """What the browser half may call, by name."""
+        return {}
+
+    def open(self) -> None:
+        super().open()
+        keep_subshell(self.comm)
+
+    # ---- the static twin
+
+    def static_state(self) -> dict[str, Any]:
+        """The traits that the static twin shows."""
+        return {
+            name: getattr(self, name)
+            for name in self.trait_names(sync=True)
+            if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip", "comm")
+        }
+
+    def static_picture(self) -> str:
+        """HTML without scripts that shows the last state, for places that run none."""
+        return ""
+
+    def to_html(self, *, page: bool = True) -> str:
+        """This widget as self-contained HTML that needs no kernel and no network.
+
+        A whole page, or with `page=False` a fragment to put into one.
+        """
+        return static.html(self._name, self.static_state(), self.static_picture(), page=page)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write `to_html()` to a file."""
+        path = Path(path)
+        path.write_text(self.to_html(), encoding="utf-8")
+        return path
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        # Shown where no widget can be: an exported notebook, or one reopened without its kernel.
+        return {**(data or {}), "text/html": self.to_html(page=False)}, metadata or {}
