@@ -1,0 +1,66 @@
+/** node js/build.mjs all|widgets|lab [--watch]: the widgets' bundles and the JupyterLab extension. */
+
+import { execFileSync } from "node:child_process";
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import * as esbuild from "esbuild";
+
+const what = process.argv[2] ?? "all";
+const watch = process.argv.includes("--watch");
+const STATIC = "py_src/gemloupe/static";
+/** Every widget instance sends its own copy of its bundle through the comm. */
+const LARGEST = 60_000;
+
+const entries = readdirSync("js/widgets").filter((name) => name.endsWith(".ts") && !name.startsWith("_"));
+const isTwin = (name) => name.endsWith(".static.ts");
+const paths = (names) => names.map((name) => `js/widgets/${name}`);
+const common = {
+  bundle: true,
+  minify: true,
+  target: "es2022",
+  outdir: STATIC,
+  logLevel: "warning",
+  legalComments: "none",
+};
+
+const widgets = { ...common, entryPoints: paths(entries.filter((name) => !isTwin(name))), format: "esm" };
+const twins = { ...common, entryPoints: paths(entries.filter(isTwin)), format: "iife", loader: { ".css": "empty" } };
+const lab = {
+  entryPoints: ["js/lab/index.ts"],
+  bundle: true,
+  packages: "external",
+  format: "esm",
+  target: "es2022",
+  outdir: "js/lab/lib",
+  sourcemap: true,
+  logLevel: "warning",
+};
+
+function checkBundles() {
+  for (const name of readdirSync(STATIC).filter((file) => /\.(js|css)$/.test(file))) {
+    const path = join(STATIC, name);
+    const { size } = statSync(path);
+    const text = readFileSync(path, "utf8");
+    if (size > LARGEST) throw new Error(`${name} is ${size} bytes, more than ${LARGEST}`);
+    if (/<\/(script|style)|<!--/i.test(text)) throw new Error(`${name} cannot be written into a page`);
+    console.log(`${name.padEnd(28)} ${(size / 1000).toFixed(1).padStart(6)} kB`);
+  }
+}
+
+const jobs = [...(what === "lab" ? [] : [widgets, twins]), ...(what === "widgets" ? [] : [lab])];
+for (const job of jobs) {
+  if (watch) await (await esbuild.context({ ...job, logLevel: "info" })).watch();
+  else await esbuild.build(job);
+}
+if (!watch && what !== "lab") checkBundles();
+if (!watch && what !== "widgets")
+  execFileSync(
+    process.execPath,
+    [
+      "node_modules/@jupyter/builder/lib/build-labextension.js",
+      "--core-package-file",
+      "node_modules/@jupyterlab/core-meta/core.package.json",
+      ".",
+    ],
+    { stdio: "inherit" },
+  );

@@ -1,0 +1,296 @@
+/** A text with its features: bubbles to look at, and the list of what is on at one of them. */
+
+import type { PaletteName } from "../core/colour";
+import { type Facts, featureName, parseFeature, type Selection } from "../core/feature";
+import { rawText, strengthText } from "../core/numbers";
+import type { Picture } from "../core/picture";
+import { local, type Value } from "../core/synced";
+import { tokenName } from "../core/text";
+import type { Token } from "../core/token";
+import { aboutLine } from "./about";
+import { type Banner, banner } from "./banner";
+import { h } from "./dom";
+import { featureList } from "./feature-list";
+import { keys } from "./keys";
+import { legend } from "./legend";
+import { sitePicker } from "./site-picker";
+import { themed } from "./theme";
+import { guessRows, tokenCard } from "./token-card";
+import { tokenStrip } from "./token-strip";
+import { tooltip } from "./tooltip";
+import "./root.css";
+import "./heatmap.css";
+
+export interface HeatmapOptions {
+  selection: Value<Selection>;
+  palette: Value<PaletteName>;
+  facts: {
+    get(site: string, feature: number): Facts | undefined;
+    want(site: string, features: number[], signal: AbortSignal): Promise<void>;
+  };
+  /** Resolves when the kernel has answered; the picture then changes by itself. */
+  openSite(site: string, signal: AbortSignal): Promise<void>;
+  onError(subject: string, error: unknown): void;
+  signal: AbortSignal;
+}
+
+export interface Heatmap {
+  el: HTMLElement;
+  banner: Banner;
+  /** A new picture replaces the whole of the last one. */
+  show(picture: Picture): void;
+}
+
+const TOP = 5;
+const LONGEST_LIST = 500;
+
+export function heatmap(options: HeatmapOptions): Heatmap {
+  const { selection, palette, facts, openSite, onError, signal } = options;
+  let picture: Picture | null = null;
+  let factsWanted = new AbortController();
+  let siteWanted = new AbortController();
+  let listed: string | null = null;
+  const hover = local<number | null>(null);
+
+  const choose = (change: Partial<Selection>) => selection.set({ ...selection.get(), ...change });
+  /** The chosen feature, if it is of the site that is shown. */
+  const chosen = (): number | null => {
+    const feature = parseFeature(selection.get().feature);
+    return feature && feature.site === picture?.site ? feature.index : null;
+  };
+  const chosenToken = (): number | null => {
+    const { token } = selection.get();
+    return token !== null && picture && token < picture.tokens.length ? token : null;
+  };
+  const pickToken = (token: number) => choose({ token: token === chosenToken() ? null : token });
+  const pickFeature = (index: number) => {
+    if (picture) choose({ feature: index === chosen() ? null : featureName(picture.site, index) });
+  };
+  const pickSite = (site: string | undefined) => {
+    if (!picture?.live || site === undefined || site === picture.site) return;
+    siteWanted.abort();
+    const request = new AbortController();
+    siteWanted = request;
+    sites.wait(site);
+    onError("site", null);
+    openSite(site, AbortSignal.any([request.signal, signal]))
+      .catch((error) => onError("site", error))
+      .finally(() => siteWanted === request && sites.wait(null));
+  };
+
+  const messages = banner();
+  const sites = sitePicker(pickSite, signal);
+  const key = legend((name) => palette.set(name), signal);
+  const card = tooltip();
+  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Clear (Escape)" } });
+  const strip = tokenStrip({ onHover: (token) => hover.set(token), onSelect: pickToken, signal });
+  const next = h("div", { class: "gl-next" });
+  const list = featureList({
+    onSelect: pickFeature,
+    onShown: wantFacts,
+    facts: (feature) => (picture ? facts.get(picture.site, feature) : undefined),
+    signal,
+  });
+  const side = h("div", { class: "gl-side" }, list.el, next);
+  const about = aboutLine("← → tokens · j k features · [ ] sites · Esc clears");
+  const live = h("div", { class: "gl-unseen", attrs: { role: "status", "aria-live": "polite" } });
+  const root = h(
+    "div",
+    { class: "gl-root gl-heatmap" },
+    h("div", { class: "gl-head" }, sites.el, clear, key.el),
+    messages.el,
+    h("div", { class: "gl-body" }, h("div", { class: "gl-page" }, strip.el), side),
+    about.el,
+    live,
+    card.el,
+  );
+  const paint = themed(root, signal);
+
+  function wantFacts(features: number[]): void {
+    if (!picture || !features.length) return;
+    factsWanted.abort();
+    factsWanted = new AbortController();
+    facts
+      .want(picture.site, features, AbortSignal.any([factsWanted.signal, signal]))
+      .then(() => {
+        onError("facts", null);
+        list.refresh();
+      })
+      .catch((error) => onError("facts", error));
+  }
+
+  const label = (token: number): string => {
+    const { tokens, strengths } = picture as Picture;
+    const start = `token ${token + 1} of ${tokens.length}, '${spoken(tokens[token])}'`;
+    if (tokens[token].special) return `${start}, special`;
+    if (!strengths) return start;
+    const feature = chosen();
+    if (feature !== null) {
+      const active = strengths.one(token, feature);
+      return active
+        ? `${start}, feature ${feature} at ${spokenStrength(active)}`
+        : `${start}, feature ${feature} is off`;
+    }
+    const [top] = strengths.at(token, 1);
+    return top ? `${start}, strongest feature ${top.feature} at ${spokenStrength(top)}` : `${start}, no feature is on`;
+  };
+
+  const drawColours = () => {
+    const feature = chosen();
+    const strengths = picture?.strengths ?? null;
+    strip.colour(strengths && (feature === null ? strengths.strongest() : strengths.shades(feature)));
+    strip.label(label);
+    list.select(feature);
+    clear.hidden = feature === null;
+    clear.textContent = feature === null ? "" : `${selection.get().feature} ×`;
+    clear.setAttribute("aria-label", `Feature ${selection.get().feature} colours the text. Clear`);
+    if (!strengths) key.show(picture?.site ? "" : "no site open: tokens and guesses only", null);
+    else if (feature === null)
+      key.show(
+        strengths.someUnknown
+          ? "strongest feature on each token; where a maximum is unknown, its largest value in this text is 1.0"
+          : "strongest feature on each token; 1.0 = that feature's own maximum",
+        ["0", "1.0"],
+      );
+    else {
+      const maximum = strengths.maximum(feature);
+      const raw = rawText(strengths.scale(feature));
+      if (Number.isNaN(maximum))
+        key.show("maximum unknown: scaled by the largest value in this text", ["0", `raw ${raw}`]);
+      else key.show("strength; 1.0 = the feature's own maximum", ["0", `1.0 (raw ${raw})`]);
+    }
+  };
+
+  const drawList = () => {
+    if (!picture) return;
+    const { tokens, strengths, guesses } = picture;
+    const token = chosenToken();
+    strip.select(token);
+    const state = `${token}`;
+    if (listed !== state) {
+      listed = state;
+      const name = token === null ? "" : tokenName(tokens[token]);
+      list.el.hidden = strengths === null;
+      if (strengths && token !== null)
+        list.show(
+          `on at ${name} (position ${token})`,
+          strengths.at(token),
+          tokens[token].special ? "Special tokens are left out." : "No feature is on here.",
+        );
+      else if (strengths)
+        list.show("strongest in the text", strengths.peaks().slice(0, LONGEST_LIST), "No feature is on in this text.");
+      const expected = token === null ? [] : (guesses?.[token] ?? []);
+      next.hidden = expected.length === 0;
+      next.replaceChildren(
+        h("div", { class: "gl-list-title", text: `the model expects after ${name}` }),
+        guessRows(expected),
+      );
+      side.hidden = strengths === null && next.hidden;
+    }
+  };
+
+  const drawCard = (token: number | null) => {
+    const anchor = token === null ? undefined : strip.at(token);
+    if (!picture || token === null || !anchor) {
+      card.hide();
+      return;
+    }
+    const { tokens, strengths, guesses } = picture;
+    card.show(
+      anchor,
+      tokenCard({
+        token: tokens[token],
+        position: token,
+        strongest: strengths?.at(token, TOP) ?? null,
+        guesses: guesses?.[token] ?? null,
+      }),
+    );
+  };
+
+  const announce = () => {
+    const token = chosenToken();
+    const feature = chosen();
+    const parts = [];
+    if (token !== null && picture) parts.push(`token ${token + 1}, '${spoken(picture.tokens[token])}', selected`);
+    if (feature !== null) parts.push(`text coloured by feature ${feature}`);
+    live.textContent = parts.join("; ") || "nothing selected";
+  };
+
+  hover.subscribe(drawCard, signal);
+  selection.subscribe(() => {
+    drawList();
+    drawColours();
+    announce();
+  }, signal);
+  const recolour = () => {
+    paint(palette.get());
+    key.setPalette(palette.get());
+  };
+  palette.subscribe(recolour, signal);
+  recolour();
+  clear.addEventListener("click", () => choose({ feature: null }), { signal });
+  globalThis.addEventListener("scroll", () => hover.set(null), { capture: true, passive: true, signal });
+  signal.addEventListener("abort", () => card.hide(), { once: true });
+
+  const stepFeature = (by: -1 | 1) => {
+    const feature = list.step(by);
+    if (picture && feature !== undefined) choose({ feature: featureName(picture.site, feature) });
+  };
+  keys(
+    root,
+    {
+      ArrowLeft: () => strip.move("previous"),
+      ArrowRight: () => strip.move("next"),
+      ArrowUp: () => strip.move("up"),
+      ArrowDown: () => strip.move("down"),
+      Home: () => strip.move("first"),
+      End: () => strip.move("last"),
+      j: () => stepFeature(1),
+      k: () => stepFeature(-1),
+      "[": () => pickSite(sites.step(-1)),
+      "]": () => pickSite(sites.step(1)),
+      Escape: () => {
+        hover.set(null);
+        choose({ token: null, feature: null });
+      },
+    },
+    signal,
+  );
+  strip.el.addEventListener(
+    "keydown",
+    (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      event.stopPropagation();
+      pickToken(strip.current);
+    },
+    { signal },
+  );
+
+  return {
+    el: root,
+    banner: messages,
+    show(given) {
+      const sameText = picture?.tokens === given.tokens;
+      const otherSite = picture !== null && picture.site !== given.site;
+      picture = given;
+      hover.set(null);
+      listed = null;
+      if (!sameText) strip.setTokens(given.tokens);
+      sites.show(given.sites, given.site, given.live);
+      about.show(given.about);
+      drawList();
+      drawColours();
+      if (otherSite) live.textContent = given.site ? `site ${given.site}` : "no site open";
+    },
+  };
+}
+
+/** A text as a screen reader should get it: with its space, and names instead of marks where there is nothing else. */
+function spoken(token: Token): string {
+  return token.text.trim() === "" ? tokenName(token) : token.text;
+}
+
+function spokenStrength(active: { strength: number; raw: number }): string {
+  return Number.isNaN(active.strength) ? `raw ${rawText(active.raw)}` : strengthText(active.strength);
+}

@@ -1,0 +1,71 @@
+/** Which site is shown: a choice with a step to either side. */
+
+import { h } from "./dom";
+import "./site-picker.css";
+
+export interface SitePicker {
+  el: HTMLElement;
+  show(sites: string[], site: string, enabled: boolean): void;
+  /** Shows that another site is on its way; `null` when it is not. */
+  wait(site: string | null): void;
+  /** The site `by` steps further in forward order, or undefined at the end. */
+  step(by: -1 | 1): string | undefined;
+}
+
+export function sitePicker(onPick: (site: string) => void, signal: AbortSignal): SitePicker {
+  const select = h("select", { attrs: { "aria-label": "Site", title: "Site ([ and ] step through them)" } });
+  const before = h("button", { class: "gl-step", text: "‹", attrs: { type: "button", "aria-label": "Previous site" } });
+  const after = h("button", { class: "gl-step", text: "›", attrs: { type: "button", "aria-label": "Next site" } });
+  const el = h("div", { class: "gl-sites" }, before, select, after);
+  let sites: string[] = [];
+  let shown = "";
+  let live = true;
+
+  const step = (by: -1 | 1): string | undefined => {
+    const here = sites.indexOf(select.value);
+    return here < 0 ? sites.at(by > 0 ? 0 : -1) : sites[here + by];
+  };
+  const refresh = () => {
+    select.disabled = !live;
+    before.disabled = !live || step(-1) === undefined;
+    after.disabled = !live || step(1) === undefined;
+  };
+  select.addEventListener("change", () => select.value && onPick(select.value), { signal });
+  for (const [button, by] of [
+    [before, -1],
+    [after, 1],
+  ] as const)
+    button.addEventListener(
+      "click",
+      () => {
+        const site = step(by);
+        if (site !== undefined) onPick(site);
+      },
+      { signal },
+    );
+  return {
+    el,
+    step,
+    show(given, site, enabled) {
+      if (given.join() !== sites.join() || site !== shown) {
+        sites = given;
+        shown = site;
+        const names = sites.includes(site) ? sites : [site, ...sites];
+        select.replaceChildren(
+          ...names.map((name) =>
+            h("option", { text: name || "no site", attrs: { value: name, disabled: name === "" } }),
+          ),
+        );
+        select.value = site;
+      }
+      live = enabled;
+      el.hidden = sites.length === 0 && site === "";
+      refresh();
+    },
+    wait(site) {
+      el.toggleAttribute("aria-busy", site !== null);
+      select.value = site ?? shown;
+      refresh();
+    },
+  };
+}

@@ -1,0 +1,18 @@
+/** A text with its features, for any host of anywidgets. */
+
+import { type Heatmap, heatmap } from "../components/heatmap";
+import { connect, keepShown, type RenderProps } from "./_connect";
+import { mount } from "./_static";
+
+function render(props: RenderProps): void {
+  const { model, signal } = props;
+  const connection = connect(model, () => view.banner, signal);
+  const view: Heatmap = heatmap({ ...connection, signal });
+  keepShown(props, view, connection.rpc);
+}
+
+export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
+  mount(render, el, state);
+}
+
+export default { render };
