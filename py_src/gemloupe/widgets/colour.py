@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-# Hues that stay apart under the common kinds of colour blindness (after Okabe and Ito), as r, g, b.
+# The bubbles' full colour on a light page, as r, g, b: light enough that text on it need not be recoloured.
 PALETTES = {
-    "blue": (0, 114, 178),
-    "orange": (213, 94, 0),
-    "purple": (126, 74, 178),
-    "grey": (90, 90, 90),
+    "blue": (77, 148, 255),
+    "orange": (255, 145, 48),
+    "purple": (176, 130, 246),
+    "grey": (146, 152, 160),
 }
 
 

@@ -204,9 +204,8 @@ class TraceView(LiveWidget):
         spans = []
         for token, alpha, strength in zip(self.trace.tokens, shade, self.strengths(), strict=True):
             text = token.text if token.text else "".join(f"⟨{byte:02X}⟩" for byte in token.bytes)
-            colour = f"background-color:rgba({red},{green},{blue},{0 if token.special else alpha:.3f});"
-            ink = "color:#fff;" if alpha > 0.55 and not token.special else ""
-            style = f"{colour}{ink}border-radius:8px;padding:1px 3px;margin:1px;white-space:pre-wrap;unicode-bidi:isolate"
+            colour = f"background-color:rgba({red}, {green}, {blue}, {0 if token.special else alpha:.3f});"
+            style = f"{colour}border-radius:8px;padding:1px 3px;margin:1px;white-space:pre-wrap;unicode-bidi:isolate"
             spans.append(f'<span style="{style}" title="{strength:.2f}">{html.escape(text)}</span>')
         head = f"{self.selection.get('feature') or 'strongest feature on each token'} · {self.site or 'no site open'}"
         line = f'<div style="opacity:.7;font-size:85%">{html.escape(head)}</div>'
