@@ -13,6 +13,7 @@ import pytest
 import torch
 from gemloupe.errors import Refusal
 from gemloupe.load.sae import Sae
+from gemloupe.run.capture import reading
 from gemloupe.site import Site
 from gemloupe.train import activations, jumprelu, text
 from gemloupe.train.evaluate import evaluate, feature_stats, listable_tokens, promoted_tokens, replacing
@@ -161,14 +162,16 @@ def test_gradients_equal_those_of_the_published_estimator(mkl, monkeypatch):
         torch.randn(12, generator=random) * 0.1,
     )
     penalty, l0, bandwidth = 0.7, 4.0, 0.2
-    got = jumprelu.step(p, x, penalty=penalty, l0=l0, bandwidth=bandwidth)
+    got = jumprelu.step(p, x, penalty=penalty, l0=l0, bandwidth=bandwidth, dense=0.3, dense_penalty=0.3)
 
     leaves = {name: value.clone().requires_grad_() for name, value in p.named().items()}
     pre = (x - leaves["b_dec"]) @ leaves["encoder"].T + leaves["b_enc"]
     acts = JumpReLU.apply(pre, leaves["threshold"], bandwidth)
-    count = Count.apply(pre, leaves["threshold"], bandwidth).sum(1).mean()
+    active = Count.apply(pre, leaves["threshold"], bandwidth)
+    count, excess = active.sum(1).mean(), (active.mean(0) / 0.3 - 1).clamp_min(0)
+    assert 3 < (excess > 0).sum() < 20
     error = (acts @ leaves["decoder"] + leaves["b_dec"] - x).pow(2).sum(1).mean()
-    loss = error + penalty * l0 * (count / l0 - 1) ** 2
+    loss = error + penalty * l0 * (count / l0 - 1) ** 2 + 0.3 * 0.3 * excess.pow(2).sum()
     loss.backward()
 
     assert ((pre - p.threshold).abs() < bandwidth / 2).sum() > 20  # the kernel has something to see
@@ -399,13 +402,24 @@ def test_a_perfect_sae_costs_nothing_and_an_empty_one_everything(model, tokens, 
     assert got.tokens == 10 * 19 - 1
     assert abs(got.delta_loss_mean) < 1e-4
     assert got.loss_recovered == pytest.approx(1, abs=1e-3)
-    silent = Sae(perfect.site, *(torch.zeros_like(getattr(perfect, n)) for n in ("encoder", "b_enc", "threshold",
-                 "decoder", "b_dec")))  # fmt: skip
-    got = evaluate(model[0], tokens, [silent], special=SPECIAL, outlier=100, loss_contexts=4)[perfect.site]
+    rows = got_rows(model[0], tokens, perfect.site)
+    zero = torch.zeros(2 * width, width)
+    mean = Sae(perfect.site, zero, zero[:, 0], zero[:, 0], zero, rows.mean(0))
+    got = evaluate(model[0], tokens, [mean], special=SPECIAL, outlier=100, loss_contexts=4)[perfect.site]
     assert got.l0 == 0
+    assert got.fvu == pytest.approx(1, abs=1e-4)
     assert got.contexts == 4
-    assert got.delta_loss_mean == pytest.approx(got.zeroed_delta_loss, abs=1e-6)
-    assert got.loss_recovered == pytest.approx(0, abs=1e-3)
+    assert got.delta_loss_mean == pytest.approx(got.mean_delta_loss, abs=1e-5)
+    assert abs(got.delta_loss_mean) > 1e-3
+    assert got.loss_recovered == pytest.approx(0, abs=1e-2)
+
+
+def got_rows(model, tokens, site):
+    """Activations at `site` of the tokens that are not special."""
+    found = []
+    with torch.inference_mode(), reading(model, [site], lambda _, x: found.append(x)):
+        model(torch.from_numpy(tokens.astype(np.int64)))
+    return found[0][torch.from_numpy(~np.isin(tokens, SPECIAL))]
 
 
 def test_replacing_reaches_the_model_and_lets_go(model, tokens):

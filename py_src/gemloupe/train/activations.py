@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,8 @@ def collect(
                 # rows of bfloat16 as raw 16-bit integers: numpy has no bfloat16
                 files[site].write(x[kept.to(x.device)].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
 
-            with torch.inference_mode(), reading(model, sites, write, stop=True):
-                try:
-                    body(model)(ids.to(next(model.parameters()).device), use_cache=False)
-                except Enough:
-                    pass
+            with torch.inference_mode(), reading(model, sites, write, stop=True), suppress(Enough):
+                body(model)(ids.to(next(model.parameters()).device), use_cache=False)
             for file in files.values():
                 file.flush()
             if progress is not None:

@@ -33,7 +33,8 @@ class Evaluation:
     `fvu` is the share of variance (around the mean of these tokens) that the reconstruction misses; `fvu_other_dims`
     leaves out the massive dimensions, those whose deviation is above four medians. `delta_loss` is the rise in
     next-token loss (nats) when the reconstruction stands in for the activation: mean and median over contexts.
-    `loss_recovered` is 1 at no rise and 0 where zeroing the activation does as well.
+    `loss_recovered` is 1 at no rise and 0 where the mean activation does as well (Gemma's residual stream must not be
+    set to zero: that costs more than knowing nothing, and would flatter every SAE).
     """
 
     tokens: int
@@ -45,7 +46,7 @@ class Evaluation:
     loss: float
     delta_loss_mean: float
     delta_loss_median: float
-    zeroed_delta_loss: float
+    mean_delta_loss: float
     loss_recovered: float
 
     def as_dict(self) -> dict[str, float]:
@@ -81,7 +82,7 @@ def evaluate(
 ) -> dict[Site, Evaluation]:
     """Figures for each SAE on held-out `tokens` [context, position] of a causal language model.
 
-    The loss is measured on the first `loss_contexts` contexts (all by default); it takes two passes per SAE and context.
+    The loss is measured on the first `loss_contexts` contexts (all by default): two passes per SAE and context.
     Outliers are tokens whose norm at the site is above `outlier` medians.
     """
     by_site = {sae.site: sae for sae in saes}
@@ -104,14 +105,19 @@ def evaluate(
             cut = float(outlier * norms[kept].median())
             inside = kept & (norms <= cut)
             quality = reconstruction(sae, x[inside])
+            average = x[inside].mean(0)
+            stand_ins: dict[str, Replacement] = {
+                "sae": lambda rows, sae=sae: sae.decode(sae.encode_dense(rows)),  # type: ignore[misc]
+                "mean": lambda rows, average=average: average.expand_as(rows),  # type: ignore[misc]
+            }
             rises = {}
-            for name in ("sae", "zero"):
+            for name, stand_in in stand_ins.items():
                 rise = torch.zeros(count, dtype=torch.float64)
                 for i in range(count):
-                    with replacing(model, site, _splice(sae if name == "sae" else None, inside[i])):
+                    with replacing(model, site, _splice(stand_in, inside[i])):
                         rise[i] = _loss(model, ids[i], kept[i]) - base[i]
                 rises[name] = rise
-            zeroed, mean = float(rises["zero"].mean()), float(rises["sae"].mean())
+            ceiling, mean = float(rises["mean"].mean()), float(rises["sae"].mean())
             done[site] = Evaluation(
                 tokens=int(inside.sum()),
                 contexts=count,
@@ -119,8 +125,8 @@ def evaluate(
                 loss=float(base.mean()),
                 delta_loss_mean=mean,
                 delta_loss_median=float(rises["sae"].quantile(0.5)),
-                zeroed_delta_loss=zeroed,
-                loss_recovered=1 - mean / zeroed,
+                mean_delta_loss=ceiling,
+                loss_recovered=1 - mean / ceiling,
                 **quality,
             )
     return done
@@ -132,14 +138,12 @@ def _loss(model: Any, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits[kept[:-1]].float(), ids[1:][kept[:-1]])
 
 
-def _splice(sae: Sae | None, inside: torch.Tensor) -> Replacement:
-    """Replaces the tokens `inside` [token] of one context by their reconstruction, or by zero without an SAE."""
+def _splice(stand_in: Replacement, inside: torch.Tensor) -> Replacement:
+    """Replaces the tokens `inside` [token] of one context by `stand_in` of their activations."""
 
     def replacement(x: torch.Tensor) -> torch.Tensor:
-        rows = x[0, inside]
-        new = torch.zeros_like(rows) if sae is None else sae.decode(sae.encode_dense(rows)).to(x.dtype)
         out = x.clone()
-        out[0, inside] = new
+        out[0, inside] = stand_in(x[0, inside]).to(x.dtype)
         return out
 
     return replacement
@@ -205,8 +209,8 @@ def listable_tokens(tokenizer: Any) -> torch.Tensor:
 def promoted_tokens(model: Any, sae: Sae, listable: torch.Tensor) -> dict[str, np.ndarray]:
     """The ten tokens whose logit each feature raises most directly, and the ten it lowers most, with the change.
 
-    The decoder row goes through the final norm's gain and the unembedding (`att` rows through W_O and the post-attention
-    norm's gain first), without the norms' division, and relative to the vocabulary's mean: comparable within a feature.
+    The decoder row goes through the final norm's gain and the unembedding (`att` rows through W_O and the
+    post-attention norm's gain first), without the norms' division, and relative to the vocabulary's mean.
     """
     stack = body(model)
     rows = sae.decoder.float()

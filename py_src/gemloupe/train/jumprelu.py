@@ -1,12 +1,17 @@
 """A JumpReLU SAE while it is trained: parameters, loss and hand-written gradients.
 
     pre = (x - b_dec) W_enc + b_enc        f = pre * H(pre - threshold)        y = f W_dec + b_dec
-    loss = mean |y - x|^2 + penalty * target * (L0 / target - 1)^2,   L0 = mean number of active features
+    loss = mean |y - x|^2 + penalty * target * (L0 / target - 1)^2
+                          + dense_penalty * dense * sum_i max(0, density_i / dense - 1)^2
+
+L0 is the mean number of active features and density_i the share of tokens on which feature i is active. The first
+penalty is quadratic in the batch's mean L0, so that training settles at a chosen L0; the second keeps features from
+being active so often that they mean nothing to a reader (both as in Gemma Scope 2).
 
 H is the step function. Its derivative is taken as a rectangle of width `bandwidth` (Rajamanoharan et al. 2024), and
 only the thresholds see it:  d f / d threshold = -(threshold / bandwidth) K,  d L0 / d threshold = -K / bandwidth,
-K = 1 where |pre - threshold| < bandwidth / 2. The penalty is quadratic in the batch's mean L0 (Gemma Scope 2), so that
-training settles at a chosen L0. Gradients are written out: autograd would visit dense [batch, width] tensors.
+K = 1 where |pre - threshold| < bandwidth / 2. Gradients are written out: autograd would visit dense [batch, width]
+tensors.
 """
 
 from __future__ import annotations
@@ -79,7 +84,15 @@ def initial(sample: torch.Tensor, width: int, l0: float, seed: int) -> Parameter
 
 
 def step(
-    p: Parameters, x: torch.Tensor, *, penalty: float, l0: float, bandwidth: float, dtype: torch.dtype = torch.float32
+    p: Parameters,
+    x: torch.Tensor,
+    *,
+    penalty: float,
+    l0: float,
+    bandwidth: float,
+    dense_penalty: float = 0.0,
+    dense: float = 0.1,
+    dtype: torch.dtype = torch.float32,
 ) -> Step:
     """Loss and gradients on `x` [batch, d_in] (float32). Pre-activations are multiplied out in `dtype`.
 
@@ -102,11 +115,13 @@ def step(
     fired = torch.bincount(feature[active], minlength=width).float()
     mean_l0 = float(fired.sum()) / batch
     error = float(residual.pow(2).sum()) / batch
-    slope = penalty * 2 * (mean_l0 / l0 - 1)  # d penalty / d L0
+    excess = (fired / (batch * dense) - 1).clamp_min(0)
+    loss = error + penalty * l0 * (mean_l0 / l0 - 1) ** 2 + dense_penalty * dense * float(excess.pow(2).sum())
+    slope = 2 * (penalty * (mean_l0 / l0 - 1) + dense_penalty * excess)  # d loss / d (mean activity of each feature)
 
     d_out = residual * (2 / batch)
     d_value = _products(d_out, p.decoder, token, feature, bags)
-    at_threshold = (d_value * threshold + slope / batch) * near
+    at_threshold = (d_value * threshold + slope[feature] / batch) * near
     d_threshold = torch.zeros(width).index_add_(0, feature, at_threshold).div_(-bandwidth)
 
     kept = active.nonzero()[:, 0]
@@ -122,7 +137,7 @@ def step(
         "decoder": _sums(d_out, token[kept], value[kept], bags),
         "b_dec": d_out.sum(0) - d_b_enc @ p.encoder,
     }
-    return Step(gradients, error + penalty * l0 * (mean_l0 / l0 - 1) ** 2, error, mean_l0, fired, residual)
+    return Step(gradients, loss, error, mean_l0, fired, residual)
 
 
 def _sums(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,8 @@ class Settings:
     penalty: float = 0.05
     penalty_warm_up: float = 0.1
     bandwidth: float = 0.03
+    dense: float = 0.1  # density above which a feature pays dense_penalty
+    dense_penalty: float = 0.02
     beta1: float = 0.9
     beta2: float = 0.999
     outlier: float = 3.0  # tokens longer than this many median norms are left out
@@ -224,6 +226,8 @@ class _Run:
                 penalty=settings.penalty * ramp,
                 l0=settings.l0,
                 bandwidth=settings.bandwidth,
+                dense=settings.dense,
+                dense_penalty=settings.dense_penalty * ramp,
                 dtype=getattr(torch, settings.dtype),
             )
             if not math.isfinite(result.loss):
