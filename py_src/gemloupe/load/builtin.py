@@ -115,6 +115,8 @@ def part_paths(source: Source = BUILTIN) -> list[Path]:
             missing.append(part.package)
         else:
             paths.append(path)
+    if importlib.util.find_spec("gguf") is None:
+        missing.append("gguf")
     if missing:
         raise refuse("builtin-missing", missing=", ".join(missing))
     return paths
@@ -223,7 +225,7 @@ class _Done:
         except BaseException:
             partial.unlink(missing_ok=True)  # a full disk gets its space back
             raise
-        os.replace(partial, self.work / name)
+        partial.replace(self.work / name)
         found = (self.work / name).stat()
         self.files[name] = {"sha256": digest.hexdigest(), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
         cache.write_atomically(self.work / self.NAME, _json({"source": self.source.digest, "files": self.files}))

@@ -86,7 +86,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -109,11 +109,11 @@ def put_in_place(made: Path, target: Path) -> None:
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.replace(target, old)
+        target.replace(old)
     try:
-        os.replace(made, target)
+        made.replace(target)
     except BaseException:
         if old.exists() and not target.exists():
-            os.replace(old, target)
+            old.replace(target)
         raise
     shutil.rmtree(old, ignore_errors=True)

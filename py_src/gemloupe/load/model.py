@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,11 @@ class LoadedModel:
 
 
 def load_model(
-    given: str | Path | None = None, *, device: Any = None, dtype: Any = None, progress: Progress | None = None
+    given: str | os.PathLike[str] | None = None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Opens `given`: None for the built-in model, a folder, or a Hugging Face id ('gemma-2-2b' is Google's).
 
@@ -59,16 +64,17 @@ def load_model(
     on GPUs that have it, else float32). Refuses 'model-not-found', 'model-unsupported', 'model-damaged',
     'dtype-unsupported', 'device-unavailable', and what `builtin_model` refuses.
     """
-    wanted_dtype = _dtype_of(dtype)  # before anything is fetched or converted
+    wanted_dtype = _dtype_of(dtype)
+    import torch
+
+    # before anything is fetched or converted
+    chosen_device, chosen_dtype, notes = _place(torch, device, wanted_dtype)
     if given is None:
         folder, name, revision = builtin_model(progress), BUILTIN_ID, None
     else:
         folder, name, revision = _find(given)
     shown = BUILTIN_ID if given is None else _unsecret(given)
     kind = _kind(folder, shown)
-    import torch
-
-    chosen_device, chosen_dtype, notes = _place(torch, device, wanted_dtype)
     model = _weights(folder, kind, getattr(torch, chosen_dtype), shown)
     model.eval().requires_grad_(False)
     if chosen_device != "cpu":
@@ -108,16 +114,15 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 def _find(given: Any) -> tuple[Path, str, str | None]:
     """(folder, id, revision) of a folder or a Hugging Face id."""
-    if not isinstance(given, (str, Path)) or not str(given):
+    if not isinstance(given, (str, os.PathLike)) or not str(given):
         raise refuse("model-not-found", given=given, why="that is no name and no folder")
     path = Path(given).expanduser()
     if path.is_dir():
         stamped = _stamped(path) == BUILTIN_DIGEST
         return path, BUILTIN_ID if stamped else path.resolve().name, None
     if path.is_file():
-        why = "that is a file, not a folder"
-        raise refuse("model-not-found", given=str(given), why=why)
-    if isinstance(given, Path) or not _HUB_ID.fullmatch(given):
+        raise refuse("model-not-found", given=_unsecret(given), why="that is a file, not a folder")
+    if not isinstance(given, str) or not _HUB_ID.fullmatch(given):
         raise refuse("model-not-found", given=_unsecret(given), why="there is no such folder, and it is no model id")
     identifier = given if "/" in given or not given.startswith("gemma") else f"google/{given}"
     folder = _fetch(identifier, given)
@@ -142,6 +147,7 @@ def _hub_refusals(identifier: str, given: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     offline = "Hugging Face cannot be reached (or HF_HUB_OFFLINE is set), and the model is not in the local cache"
+    cause: Exception
     try:
         yield
         return
