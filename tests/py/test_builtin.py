@@ -46,19 +46,17 @@ def tiny(gguf, tmp_path, monkeypatch):
 def run(tiny, tmp_path):
     """Starts a converting process; `run.log()` lists the stages reported, as (process, stage)."""
 
-    def start(**facts):
-        roots = [str(Path(gemloupe.__file__).parents[1]), str(tmp_path / "site")]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(roots)}
-        return subprocess.Popen(
-            command(tiny, tmp_path / "log", **facts),
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            stderr=subprocess.DEVNULL,
-        )
+    class Run:
+        def __call__(self, **facts):
+            roots = [str(Path(gemloupe.__file__).parents[1]), str(tmp_path / "site")]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(roots)}
+            line = command(tiny, tmp_path / "log", **facts)
+            return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    start.log = lambda: [tuple(line.split(" ", 1)) for line in (tmp_path / "log").read_text().splitlines()]
-    return start
+        def log(self):
+            return [tuple(line.split(" ", 1)) for line in (tmp_path / "log").read_text().splitlines()]
+
+    return Run()
 
 
 def contents(folder):

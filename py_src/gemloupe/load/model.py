@@ -269,12 +269,14 @@ def _weights(folder: Path, kind: str, dtype: Any, shown: str) -> Any:
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below by name
                 **options,
             )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise refuse("model-damaged", given=shown, why=_first_line(error)) from error
     # transformers fills what is missing with random numbers and only logs it
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = [f"{name} of the right shape" for name, *_ in report["mismatched_keys"]]
+    lacking = sorted([*report["missing_keys"], *misshapen])
     if lacking:
         others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise refuse("model-damaged", given=shown, why=f"the weights lack {lacking[0]}{others}")
