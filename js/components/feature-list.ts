@@ -83,7 +83,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
     }
     list.replaceChildren(...[...rows.values()].map(({ row }) => row));
     more.hidden = all.length <= limit;
-    more.textContent = `${all.length - limit} weaker ones`;
+    more.textContent = all.length === limit + 1 ? "1 weaker one" : `${all.length - limit} weaker ones`;
     mark();
     fill();
     onShown(shown.map((active) => active.feature));

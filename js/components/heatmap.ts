@@ -1,14 +1,12 @@
 /** A text with its features: bubbles to look at, and the list of what is on at one of them. */
 
-import type { PaletteName } from "../core/colour";
-import { type Facts, featureName, parseFeature, type Selection } from "../core/feature";
 import { rawText, strengthText } from "../core/numbers";
 import type { Picture } from "../core/picture";
-import { local, type Value } from "../core/synced";
+import { local } from "../core/synced";
 import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
 import { aboutLine } from "./about";
-import { type Banner, banner } from "./banner";
+import { banner } from "./banner";
 import { h } from "./dom";
 import { featureList } from "./feature-list";
 import { keys } from "./keys";
@@ -18,75 +16,31 @@ import { themed } from "./theme";
 import { guessRows, tokenCard } from "./token-card";
 import { tokenStrip } from "./token-strip";
 import { tooltip } from "./tooltip";
+import { choices, type View, type ViewOptions } from "./view";
 import "./root.css";
 import "./heatmap.css";
-
-export interface HeatmapOptions {
-  selection: Value<Selection>;
-  palette: Value<PaletteName>;
-  facts: {
-    get(site: string, feature: number): Facts | undefined;
-    want(site: string, features: number[], signal: AbortSignal): Promise<void>;
-  };
-  /** Resolves when the kernel has answered; the picture then changes by itself. */
-  openSite(site: string, signal: AbortSignal): Promise<void>;
-  onError(subject: string, error: unknown): void;
-  signal: AbortSignal;
-}
-
-export interface Heatmap {
-  el: HTMLElement;
-  banner: Banner;
-  /** A new picture replaces the whole of the last one. */
-  show(picture: Picture): void;
-}
 
 const TOP = 5;
 const LONGEST_LIST = 500;
 
-export function heatmap(options: HeatmapOptions): Heatmap {
-  const { selection, palette, facts, openSite, onError, signal } = options;
+export function heatmap(options: ViewOptions): View {
+  const { selection, palette, facts, onError, signal } = options;
   let picture: Picture | null = null;
   let factsWanted = new AbortController();
-  let siteWanted = new AbortController();
   let listed: string | null = null;
   const hover = local<number | null>(null);
 
-  const choose = (change: Partial<Selection>) => selection.set({ ...selection.get(), ...change });
-  /** The chosen feature, if it is of the site that is shown. */
-  const chosen = (): number | null => {
-    const feature = parseFeature(selection.get().feature);
-    return feature && feature.site === picture?.site ? feature.index : null;
-  };
-  const chosenToken = (): number | null => {
-    const { token } = selection.get();
-    return token !== null && picture && token < picture.tokens.length ? token : null;
-  };
-  const pickToken = (token: number) => choose({ token: token === chosenToken() ? null : token });
-  const pickFeature = (index: number) => {
-    if (picture) choose({ feature: index === chosen() ? null : featureName(picture.site, index) });
-  };
-  const pickSite = (site: string | undefined) => {
-    if (!picture?.live || site === undefined || site === picture.site) return;
-    siteWanted.abort();
-    const request = new AbortController();
-    siteWanted = request;
-    sites.wait(site);
-    onError("site", null);
-    openSite(site, AbortSignal.any([request.signal, signal]))
-      .catch((error) => onError("site", error))
-      .finally(() => siteWanted === request && sites.wait(null));
-  };
+  const choice = choices(options, () => picture);
 
   const messages = banner();
-  const sites = sitePicker(pickSite, signal);
+  const sites = sitePicker((site) => choice.pickSite(site, sites), signal);
   const key = legend((name) => palette.set(name), signal);
   const card = tooltip();
   const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Clear (Escape)" } });
-  const strip = tokenStrip({ onHover: (token) => hover.set(token), onSelect: pickToken, signal });
+  const strip = tokenStrip({ onHover: (token) => hover.set(token), onSelect: choice.pickToken, signal });
   const next = h("div", { class: "gl-next" });
   const list = featureList({
-    onSelect: pickFeature,
+    onSelect: choice.pickFeature,
     onShown: wantFacts,
     facts: (feature) => (picture ? facts.get(picture.site, feature) : undefined),
     signal,
@@ -124,7 +78,7 @@ export function heatmap(options: HeatmapOptions): Heatmap {
     const start = `token ${token + 1} of ${tokens.length}, '${spoken(tokens[token])}'`;
     if (tokens[token].special) return `${start}, special`;
     if (!strengths) return start;
-    const feature = chosen();
+    const feature = choice.feature();
     if (feature !== null) {
       const active = strengths.one(token, feature);
       return active
@@ -136,7 +90,7 @@ export function heatmap(options: HeatmapOptions): Heatmap {
   };
 
   const drawColours = () => {
-    const feature = chosen();
+    const feature = choice.feature();
     const strengths = picture?.strengths ?? null;
     strip.colour(strengths && (feature === null ? strengths.strongest() : strengths.shades(feature)));
     strip.label(label);
@@ -164,7 +118,7 @@ export function heatmap(options: HeatmapOptions): Heatmap {
   const drawList = () => {
     if (!picture) return;
     const { tokens, strengths, guesses } = picture;
-    const token = chosenToken();
+    const token = choice.token();
     strip.select(token);
     const state = `${token}`;
     if (listed !== state) {
@@ -208,8 +162,8 @@ export function heatmap(options: HeatmapOptions): Heatmap {
   };
 
   const announce = () => {
-    const token = chosenToken();
-    const feature = chosen();
+    const token = choice.token();
+    const feature = choice.feature();
     const parts = [];
     if (token !== null && picture) parts.push(`token ${token + 1}, '${spoken(picture.tokens[token])}', selected`);
     if (feature !== null) parts.push(`text coloured by feature ${feature}`);
@@ -228,14 +182,10 @@ export function heatmap(options: HeatmapOptions): Heatmap {
   };
   palette.subscribe(recolour, signal);
   recolour();
-  clear.addEventListener("click", () => choose({ feature: null }), { signal });
+  clear.addEventListener("click", () => choice.clear("feature"), { signal });
   globalThis.addEventListener("scroll", () => hover.set(null), { capture: true, passive: true, signal });
   signal.addEventListener("abort", () => card.hide(), { once: true });
 
-  const stepFeature = (by: -1 | 1) => {
-    const feature = list.step(by);
-    if (picture && feature !== undefined) choose({ feature: featureName(picture.site, feature) });
-  };
   keys(
     root,
     {
@@ -245,13 +195,13 @@ export function heatmap(options: HeatmapOptions): Heatmap {
       ArrowDown: () => strip.move("down"),
       Home: () => strip.move("first"),
       End: () => strip.move("last"),
-      j: () => stepFeature(1),
-      k: () => stepFeature(-1),
-      "[": () => pickSite(sites.step(-1)),
-      "]": () => pickSite(sites.step(1)),
+      j: () => choice.setFeature(list.step(1)),
+      k: () => choice.setFeature(list.step(-1)),
+      "[": () => choice.pickSite(sites.step(-1), sites),
+      "]": () => choice.pickSite(sites.step(1), sites),
       Escape: () => {
         hover.set(null);
-        choose({ token: null, feature: null });
+        choice.clear();
       },
     },
     signal,
@@ -262,7 +212,7 @@ export function heatmap(options: HeatmapOptions): Heatmap {
       if (event.key !== "Enter" && event.key !== " ") return;
       event.preventDefault();
       event.stopPropagation();
-      pickToken(strip.current);
+      choice.pickToken(strip.current);
     },
     { signal },
   );

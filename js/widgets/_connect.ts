@@ -1,7 +1,8 @@
 /** From a model's traits to what the components take. */
 
 import type { Banner } from "../components/banner";
-import { type PaletteName, paletteOf } from "../core/colour";
+import type { View, ViewOptions } from "../components/view";
+import { paletteOf } from "../core/colour";
 import { FactsCache } from "../core/facts";
 import type { Selection } from "../core/feature";
 import { heartbeat } from "../core/heartbeat";
@@ -9,7 +10,7 @@ import { type Model, PROTOCOL } from "../core/model";
 import type { About, Picture } from "../core/picture";
 import { isAbort, Rpc } from "../core/rpc";
 import { Strengths, type WireMaxima } from "../core/strengths";
-import { trait, type Value } from "../core/synced";
+import { trait } from "../core/synced";
 import type { Guess, Token } from "../core/token";
 import { SparseActs, type WireActs } from "../core/wire";
 
@@ -54,19 +55,12 @@ export function isLive(model: Model): boolean {
 /** The traits that make a picture, rather than a choice within it. */
 const PICTURE = ["tokens", "sites", "site", "acts", "maxima", "guesses", "about"];
 
-export interface Connection {
-  selection: Value<Selection>;
-  palette: Value<PaletteName>;
-  facts: FactsCache;
-  openSite(site: string, signal: AbortSignal): Promise<void>;
-  onError(subject: string, error: unknown): void;
-}
-
 /** What a view needs of its model. `banner` is asked for when there is something to say. */
-export function connect(model: Model, banner: () => Banner, signal: AbortSignal): Connection & { rpc: Rpc } {
+export function connect(model: Model, banner: () => Banner, signal: AbortSignal): ViewOptions & { rpc: Rpc } {
   const rpc = new Rpc(model, signal);
   return {
     rpc,
+    signal,
     selection: trait(model, "selection", readSelection),
     palette: trait(model, "palette", paletteOf),
     facts: new FactsCache(rpc),
@@ -80,11 +74,7 @@ export function connect(model: Model, banner: () => Banner, signal: AbortSignal)
 }
 
 /** Shows the model's picture now and after every change, and watches over the kernel. */
-export function keepShown(
-  { model, el, signal }: RenderProps,
-  view: { el: HTMLElement; banner: Banner; show(picture: Picture): void },
-  rpc: Rpc,
-): void {
+export function keepShown({ model, el, signal }: RenderProps, view: View, rpc: Rpc): void {
   el.append(view.el);
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
   const show = () => {

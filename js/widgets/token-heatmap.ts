@@ -1,13 +1,14 @@
 /** A text with its features, for any host of anywidgets. */
 
-import { type Heatmap, heatmap } from "../components/heatmap";
+import { heatmap } from "../components/heatmap";
+import type { View } from "../components/view";
 import { connect, keepShown, type RenderProps } from "./_connect";
 import { mount } from "./_static";
 
 function render(props: RenderProps): void {
   const { model, signal } = props;
   const connection = connect(model, () => view.banner, signal);
-  const view: Heatmap = heatmap({ ...connection, signal });
+  const view: View = heatmap(connection);
   keepShown(props, view, connection.rpc);
 }
 
