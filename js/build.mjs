@@ -1,7 +1,7 @@
 /** node js/build.mjs all|widgets|lab [--watch]: the widgets' bundles and the JupyterLab extension. */
 
 import { execFileSync } from "node:child_process";
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as esbuild from "esbuild";
 
@@ -46,6 +46,9 @@ function checkBundles() {
     console.log(`${name.padEnd(28)} ${(size / 1000).toFixed(1).padStart(6)} kB`);
   }
 }
+
+// hatch_build.py writes it again: it says that the outputs are of certain sources.
+rmSync(join(STATIC, ".stamp"), { force: true });
 
 const jobs = [...(what === "lab" ? [] : [widgets, twins]), ...(what === "widgets" ? [] : [lab])];
 for (const job of jobs) {

@@ -1,0 +1,4 @@
+import { reopened } from "./reopened";
+import { tour } from "./tour";
+
+export default [tour, reopened];

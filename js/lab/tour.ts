@@ -1,0 +1,73 @@
+/** Opens the tour: the notebook to start with. */
+
+import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/application";
+import { ICommandPalette, Notification } from "@jupyterlab/apputils";
+import { ILauncher } from "@jupyterlab/launcher";
+import { ISettingRegistry } from "@jupyterlab/settingregistry";
+import { gemloupeIcon } from "./icon";
+
+export const OPEN_TOUR = "gemloupe:open-tour";
+const ID = "gemloupe:plugin";
+const CATEGORY = "Gemloupe";
+/** Where the tour may lie, below the folder the server was started in. */
+const PLACES = ["notebooks/tour.ipynb", "tour.ipynb"];
+
+async function findTour(app: JupyterFrontEnd): Promise<string | undefined> {
+  for (const path of PLACES) {
+    const found = await app.serviceManager.contents.get(path, { content: false }).catch(() => null);
+    if (found) return path;
+  }
+  return undefined;
+}
+
+function keepLauncherCard(launcher: ILauncher, settings: ISettingRegistry.ISettings | null): void {
+  let card: { dispose(): void } | null = null;
+  const follow = () => {
+    const wanted = settings?.composite.showLauncherCard !== false;
+    if (wanted) card ??= launcher.add({ command: OPEN_TOUR, category: CATEGORY, rank: 1 });
+    else {
+      card?.dispose();
+      card = null;
+    }
+  };
+  settings?.changed.connect(follow);
+  follow();
+}
+
+export const tour: JupyterFrontEndPlugin<void> = {
+  id: ID,
+  description: "Opens the tour of gemloupe.",
+  autoStart: true,
+  optional: [ICommandPalette, ILauncher, ISettingRegistry],
+  activate: async (
+    app: JupyterFrontEnd,
+    palette: ICommandPalette | null,
+    launcher: ILauncher | null,
+    registry: ISettingRegistry | null,
+  ) => {
+    app.commands.addCommand(OPEN_TOUR, {
+      label: (args) => (args.isPalette ? "Gemloupe: open the tour" : "Tour"),
+      caption: "Open the tour of gemloupe",
+      icon: gemloupeIcon,
+      execute: async () => {
+        const path = await findTour(app);
+        if (path !== undefined) return app.commands.execute("docmanager:open", { path });
+        Notification.warning(
+          `The tour is not here: neither ${PLACES.join(" nor ")} exists below the folder JupyterLab was started in. ` +
+            "Start JupyterLab in your copy of gemloupe, or copy its notebooks folder here.",
+          { autoClose: false },
+        );
+        return undefined;
+      },
+    });
+    palette?.addItem({ command: OPEN_TOUR, category: CATEGORY, args: { isPalette: true } });
+    if (!launcher) return;
+    const settings = registry
+      ? await registry.load(ID).catch((error) => {
+          console.error("gemloupe: settings could not be read", error);
+          return null;
+        })
+      : null;
+    keepLauncherCard(launcher, settings);
+  },
+};
