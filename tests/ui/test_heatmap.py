@@ -153,9 +153,10 @@ def test_reopened_without_its_kernel_the_picture_is_still_there(shown, shot):
     nb.shut_down()
     nb.page.wait_for_timeout(1000)
     nb.open()
-    expect(nb.cell(1)).to_contain_text("Paris", timeout=30_000)
-    expect(nb.cell(1)).to_contain_text("Light")
-    expect(nb.cell(1).get_by_text("Error displaying widget")).to_have_count(0)
+    output = nb.cell(1).locator(".jp-OutputArea")
+    expect(output).to_contain_text("Paris", timeout=30_000)
+    expect(output).to_contain_text("Light")
+    expect(output.get_by_text("Error displaying widget")).to_have_count(0)
     shot(nb.cell(1), "reopened")
 
 
