@@ -8,6 +8,7 @@ and computed again in float32. No active feature can be missed, and every value 
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from ..errors import refuse
 from ..site import Site
 from ..sparse import SparseActs
 
-# torch says so once per process; the one operation used here is compared with the dense product in the tests.
-warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks)", category=UserWarning)
+# torch says once per process that its sparse tensors are in beta; the one operation used here is compared with the
+# dense product in the tests.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
 # Entries of a [token, feature] block worked on at a time: bounds memory for long texts and wide SAEs.
 _BLOCK = 1 << 22
@@ -62,7 +66,7 @@ def _block(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def dense(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The definition: relu(pre) where pre > threshold (strictly), from one float32 product."""
     pre = torch.addmm(sae.b_enc, x, sae.encoder.T)
-    on = (pre > sae.threshold) & (pre > 0)
+    on = pre > sae.threshold.clamp_min(0)  # an activation must also be positive
     columns = on.nonzero()[:, 1]
     return on.sum(1).cpu().numpy(), columns.cpu().numpy(), pre[on].cpu().numpy()
 
@@ -85,10 +89,10 @@ class _Screen:
 
     weights: torch.Tensor  # int8 [d_in, feature], a view of [feature, d_in]
     scale: torch.Tensor  # float32 [feature]
-    lines: torch.Tensor  # float32 [3, feature]: centre @ w + bias - threshold, |w|, |w - rounded w|
+    # float32 [3 + outliers, feature]: centre @ w + bias - threshold, |w|, |w - rounded w|, w at the outliers
+    lines: torch.Tensor
     centre: torch.Tensor  # float32 [d_in], taken off before rounding: most of a residual's length is its mean
     outliers: torch.Tensor  # the input dimensions kept out of int8
-    outlier_weights: torch.Tensor  # float32 [outliers, feature]
 
 
 _screen_of: weakref.WeakKeyDictionary[Any, _Screen] = weakref.WeakKeyDictionary()
@@ -97,7 +101,7 @@ _screen_of: weakref.WeakKeyDictionary[Any, _Screen] = weakref.WeakKeyDictionary(
 def _screen(sae: Any, x: torch.Tensor) -> _Screen:
     screen = _screen_of.get(sae)
     if screen is None:
-        encoder = sae.encoder
+        encoder, floor = sae.encoder, sae.threshold.clamp_min(0)
         # Gemma has a few dimensions tens of times larger than the rest; inside int8 they would drown the others.
         centre = x.mean(0)
         outliers = (x - centre).abs().amax(0).topk(min(_OUTLIERS, x.shape[1])).indices.sort().values
@@ -106,45 +110,75 @@ def _screen(sae: Any, x: torch.Tensor) -> _Screen:
             scale = encoder.abs().amax(1).clamp_min(1e-30) / 127
             packed = (encoder / scale[:, None]).round_().to(torch.int8)
         lost = (packed.to(torch.float32) * scale[:, None]).sub_(encoder).norm(dim=1)
-        # an activation must also be positive, so a negative threshold counts as 0
-        offset = encoder @ centre + sae.b_enc - sae.threshold.clamp_min(0)
-        lines = torch.stack([offset, encoder.norm(dim=1), lost])
-        screen = _Screen(packed.T, scale, lines, centre, outliers, encoder[:, outliers].T.contiguous())
+        offset = encoder @ centre + sae.b_enc - floor + 2**-22 * (sae.b_enc.abs() + floor)
+        lines = torch.cat([torch.stack([offset, encoder.norm(dim=1), lost]), encoder[:, outliers].T])
+        screen = _Screen(packed.T, scale, lines, centre, outliers)
         _screen_of[sae] = screen
     return screen
 
 
 def screened(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same as `dense`, by way of int8."""
-    screen = _screen(sae, x)
+    rows, columns = _candidates(_screen(sae, x), x)
+    pre = _dots(x, sae.encoder, rows, columns).add_(sae.b_enc[columns])
+    on = pre > sae.threshold[columns].clamp_min_(0)
+    return np.bincount(rows[on].numpy(), minlength=len(x)), columns[on].numpy(), pre[on].numpy()
+
+
+def _candidates(screen: _Screen, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns), in order, of every entry that can be above its threshold, and of some that are not."""
     rest = x - screen.centre
     big = rest[:, screen.outliers]
     rest[:, screen.outliers] = 0
-    scale = rest.abs().amax(1, keepdim=True).clamp_min_(1e-30) / 127
+    scale = rest.abs().amax(1, keepdim=True).clamp_min_(1e-20) / 127
     rounded = (rest / scale).round_()
-    product = torch._int_mm(rounded.to(torch.int8), screen.weights).to(torch.float32).mul_(screen.scale)
     known = rounded * scale
-    # pre <= product + big @ w + centre @ w + b + |rest - known| |w| + |known| |w - w'|, and float32's own rounding
-    slack = 1e-5 * (x.norm(dim=1, keepdim=True) + screen.centre.norm())
-    bound = torch.cat(
-        [torch.ones_like(scale), (rest - known).norm(dim=1, keepdim=True) + slack, known.norm(dim=1, keepdim=True)], 1
+    shape = (len(x), len(screen.scale))
+    whole, product, hopeless = (_buffer(dtype, shape) for dtype in (torch.int32, torch.float32, torch.bool))
+    torch._int_mm(rounded.to(torch.int8), screen.weights, out=whole)
+    product.copy_(whole).mul_(screen.scale)
+    # pre <= product + big @ w + centre @ w + b + |rest - known| |w| + |known| |w - w'|, and what float32 rounds off
+    # in a sum of d_in products, here and in `dense`.
+    slack = 2**-23 * (x.shape[1] + 64) * (x.norm(dim=1, keepdim=True) + screen.centre.norm())
+    lost = (rest - known).norm(dim=1, keepdim=True) + slack
+    product.addmm_(
+        torch.cat([torch.ones_like(scale), lost, known.norm(dim=1, keepdim=True), big], 1) / scale, screen.lines
     )
-    left = torch.cat([bound, big], 1) / scale
-    product.addmm_(left, torch.cat([screen.lines, screen.outlier_weights]))
-    candidates = torch.from_numpy(np.flatnonzero(product.numpy().ravel() > 0))
-    width = product.shape[1]
-    columns = candidates % width
-    indptr = torch.zeros(len(x) + 1, dtype=torch.int64)
-    indptr[1:] = torch.bincount(candidates // width, minlength=len(x)).cumsum(0)
-    pre = _dots(x, sae.encoder, indptr, columns).add_(sae.b_enc[columns])
-    on = (pre > sae.threshold[columns]) & (pre > 0)
-    kept = torch.cat([torch.zeros(1, dtype=torch.int64), on.cumsum(0)])[indptr].diff()
-    return kept.numpy(), columns[on].numpy(), pre[on].numpy()
+    mask = np.less_equal(product.numpy(), 0, out=hopeless.numpy())  # a NaN, from a sum that overflows, is not
+    found = torch.from_numpy(np.flatnonzero(np.logical_not(mask, out=mask)))
+    rows = torch.div(found, shape[1], rounding_mode="floor")
+    return rows, found - rows * shape[1]
 
 
-def _dots(x: torch.Tensor, encoder: torch.Tensor, indptr: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+class _Buffers(threading.local):
+    """Kept between calls, since fresh pages cost more than the arithmetic done in them. A thread has its own."""
+
+    def __init__(self) -> None:
+        self.of: dict[torch.dtype, torch.Tensor] = {}
+
+
+_buffers = _Buffers()
+
+
+def _buffer(dtype: torch.dtype, shape: tuple[int, int]) -> torch.Tensor:
+    """Uninitialised; valid until the next call with the same dtype."""
+    size = shape[0] * shape[1]
+    kept = _buffers.of.get(dtype)
+    if kept is None or len(kept) < size:
+        with torch.inference_mode(False):  # else it could not be written to outside of inference mode
+            kept = _buffers.of[dtype] = torch.empty(size, dtype=dtype)
+    return kept[:size].view(shape)
+
+
+def _dots(x: torch.Tensor, encoder: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """x[row] . encoder[column] at every listed (row, column), without the rest of the product."""
+    # By column, so that each row of the encoder is fetched from memory once; x is small and stays in the cache.
+    order = torch.argsort(columns, stable=True)
+    indptr = torch.zeros(len(encoder) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(columns, minlength=len(encoder)), 0, out=indptr[1:])
     pattern = torch.sparse_csr_tensor(
-        indptr, columns, torch.zeros(len(columns)), size=(len(x), len(encoder)), check_invariants=False
+        indptr, rows[order], torch.zeros(len(rows)), size=(len(encoder), len(x)), check_invariants=False
     )
-    return torch.sparse.sampled_addmm(pattern, x, encoder.T, beta=0.0).values()
+    dots = torch.empty(len(rows))
+    dots[order] = torch.sparse.sampled_addmm(pattern, encoder, x.T, beta=0.0).values()
+    return dots
