@@ -1,5 +1,6 @@
 """Scope folders: what is written is what is read, and nothing damaged, foreign or dangerous is opened."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import gemloupe
 import numpy as np
 import pytest
 import torch
@@ -522,7 +524,71 @@ def test_every_damaged_byte_string_gives_a_refusal(tmp_path):
         for place in random.integers(0, len(bad), 8):
             bad[place] = random.integers(0, 256)
         good.write_bytes(bad)
-        try:
+        with contextlib.suppress(Refusal):
             Scope.open(good, site="res.12").load("res.12")
-        except Refusal:
-            pass
+
+
+# the scope that ships
+
+SHIPPED = Path(gemloupe.__file__).parent / "scopes" / "gemma-3-270m"
+SENTENCES = (
+    "The City of Light is Paris, and its river is the Seine; in the evening people walk along the water.",
+    "def area(width, height):\n    return width * height\n\nprint(area(3, 4))\n",
+    "On Monday the doctor asked Mary whether she had slept well, and she said that she had not.",
+)
+
+
+def test_shipped_scope_is_whole_small_and_sound():
+    scope = Scope.open(SHIPPED)
+    scope.verify()
+    assert Site.of("res.12") in scope.sites
+    assert scope.model.digest == "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+    on_disk = {path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    named = {f"{about['folder']}/{name}" for about in manifest["saes"].values() for name in about["files"]}
+    assert on_disk == named | {"manifest.json"}
+    for site in scope.sites:
+        size = sum(path.stat().st_size for path in (SHIPPED / str(site)).iterdir())
+        assert size < 3_000_000, f"{site} is {size} bytes"
+        sae, stats, facts = scope.load(site, scope.model), scope.stats(site), scope.facts(site)
+        assert sae.d_in == (1024 if site.kind == "att" else 640)
+        assert sae.encoder_int8 is not None
+        torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(sae.width), atol=1e-5, rtol=0)
+        assert (sae.threshold > 0).all()
+        fires = stats.density > 0
+        assert fires.mean() > 0.9
+        assert (stats.maximum[fires] > sae.threshold.numpy()[fires]).all()
+        assert np.isnan(stats.maximum[~fires]).all()
+        assert (stats.mean_active[fires] <= stats.maximum[fires]).all()
+        assert stats.density.sum() == pytest.approx(facts["l0"], rel=0.1)
+        assert stats.promotes.shape == (sae.width, 10)
+        assert (np.diff(stats.promotes_logit.astype(np.float32), axis=1) <= 0).all()
+        assert (np.diff(stats.suppresses_logit.astype(np.float32), axis=1) >= 0).all()
+
+
+def test_shipped_scope_explains_the_builtin_model():
+    from gemloupe.load.model import load_model
+    from gemloupe.run.capture import reading
+    from gemloupe.train.evaluate import reconstruction
+
+    try:
+        loaded = load_model(device="cpu", dtype="float32")
+    except Refusal as refusal:
+        if refusal.code != "builtin-missing":
+            raise
+        pytest.skip(str(refusal))
+    scope = Scope.open(SHIPPED)
+    facts = ModelFacts("gemma-3-270m", loaded.architecture, 18, 640, loaded.digest, 1024)
+    rows = {site: [] for site in scope.sites}
+    with torch.inference_mode():
+        for sentence in SENTENCES:
+            ids = loaded.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+            with reading(loaded.model, scope.sites, lambda site, x: rows[site].append(x[0, 1:])):
+                loaded.model(torch.tensor([[loaded.bos, *ids]]))
+    for site in scope.sites:
+        x = torch.cat(rows[site])
+        x = x[x.norm(dim=1) <= scope.facts(site)["outlier_norm"]]
+        assert len(x) > 50
+        got = reconstruction(scope.load(site, facts), x)
+        assert got["fvu"] < 0.6, (site, got)
+        assert 0.5 < got["l0"] / scope.facts(site)["l0"] < 2, (site, got)

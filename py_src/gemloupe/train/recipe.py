@@ -42,7 +42,8 @@ class Settings:
     epochs: float = 2.0
     batch: int = 2048
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.5e-3
+    threshold_rate: float = 0.3  # thresholds learn this much slower, or the penalties make them swing
     warm_up: float = 0.02  # share over which the learning rate rises
     decay: float = 0.4  # share over which it falls to zero
     penalty: float = 0.05
@@ -212,13 +213,17 @@ class _Run:
         for tensor in named.values():
             tensor.grad = torch.zeros_like(tensor)
         adam = torch.optim.Adam(
-            named.values(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
+            [{"params": [tensor]} for tensor in named.values()],
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            fused=True,
         )
         self._resume(adam)
         started, first = time.monotonic(), self.done
         for x in self._inputs(first):
-            for group in adam.param_groups:
-                group["lr"] = settings.learning_rate * self._rate()
+            for name, group in zip(named, adam.param_groups, strict=True):
+                slower = settings.threshold_rate if name == "threshold" else 1.0
+                group["lr"] = settings.learning_rate * slower * self._rate()
             ramp = min(1.0, self.done / max(1.0, settings.penalty_warm_up * self.steps))
             result = jumprelu.step(
                 p,
