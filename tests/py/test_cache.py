@@ -81,6 +81,8 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert list(target.parent.iterdir()) == []
     for text in ("one", "two"):
+        (target.parent / ".model.old").mkdir()
+        (target.parent / ".model.old" / "left by a killed process").touch()
         with cache.folder_atomically(target) as made:
             (made / text).write_text(text)
             assert not (target / text).exists()
