@@ -228,6 +228,29 @@ def test_the_bound_is_needed_and_is_not_slack():
     assert missed(on_the_edge, x, replace(screen, lines=bare))[0] > 100
 
 
+@needs_vnni
+@pytest.mark.parametrize("kind", ["weights", "tokens"])
+def test_the_bound_holds_where_every_rounding_error_points_the_same_way(kind):
+    """Random errors mostly cancel; these add up to what the bound allows, and half of it would be too little."""
+    sae = make_sae(width=64, d_in=640, packed=kind == "tokens")
+    screen = encoding._screen(sae, torch.zeros(2, 640))
+    if kind == "weights":  # tokens that are whole int8 numbers, along what the rounding of one feature's weights lost
+        lost = sae.encoder - screen.weights.T.float() * screen.scale[:, None]
+        lost[:, screen.outliers] = 0
+        x = (lost / lost.abs().amax(1, keepdim=True) * 127).round()
+    else:  # weights that are whole int8 numbers, and tokens that lose almost half a step along one feature's weights
+        x = torch.randint(-100, 101, (64, 640), generator=torch.Generator().manual_seed(0)).float()
+        x += 0.49 * sae.encoder.sign()
+        x[:, screen.outliers] = 0
+        x[:, int(screen.outliers[-1]) + 1] = 127
+    on_the_edge = replace(sae, threshold=torch.addmm(sae.b_enc, x, sae.encoder.T).diag() - 1e-3)
+    screen = encoding._screen(on_the_edge, torch.zeros(2, 640))
+    assert missed(on_the_edge, x, screen)[0] == 0
+    halved = screen.lines.clone()
+    halved[1 if kind == "tokens" else 2] /= 2
+    assert missed(on_the_edge, x, replace(screen, lines=halved))[0] > 0
+
+
 # --- encode ---
 
 
