@@ -51,7 +51,7 @@ def explained(need: str, where: Path | None = None) -> Iterator[None]:
 
 
 def require_space(size: int, where: Path) -> None:
-    """Raises ENOSPC before hours of work do, if fewer than `size` bytes are free at `where` (an existing folder)."""
+    """Raises ENOSPC before the work instead of in it, if fewer than `size` bytes are free at `where` (an existing folder)."""
     if shutil.disk_usage(where).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(where))
 
