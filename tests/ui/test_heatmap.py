@@ -163,7 +163,7 @@ def test_reopened_without_its_kernel_the_picture_is_still_there(shown, shot):
 def test_hostile_text_stays_text(notebook, shot):
     nb = notebook(
         OPEN,
-        "text = '<img src=x onerror=\"window.hit=1\"></script><script>window.hit=1</script> \\u202etxt.exe\\u202c "
+        'text = \'<img src=x onerror="window.hit=1"></script><script>window.hit=1</script> \\u202etxt.exe\\u202c '
         "\\u05e9\\u05dc\\u05d5\\u05dd \\u0645\\u0631\\u062d\\u0628\\u0627 \\U0001f469\\u200d\\U0001f680 a\\n\\n\\tb e"
         + "\\u0301" * 40
         + "'\nh = loupe.heatmap(text)\nh",
