@@ -76,6 +76,11 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         ValueError,
         "Chat message {position} is {given!r}. Each message is a dict with 'role' and 'content', both strings.",
     ),
+    "chat-refused": (
+        ValueError,
+        "The chat template of {model} does not take these messages: {why}. "
+        "Gemma's takes 'user' and 'assistant' in turn, beginning with 'user'.",
+    ),
     "count-unreadable": (
         ValueError,
         "{name} is {given!r}; it must be a whole number of at least {least}.",
@@ -179,11 +184,6 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     "not-local": (
         RuntimeError,
         "This loupe reads through a server, so the weights are not here. Open the model in this kernel for that.",
-    ),
-    "maximum-unknown": (
-        ValueError,
-        "The largest activation of {feature} is not known, so strength in its units has no meaning. "
-        "Use raw values, or a scope with statistics.",
     ),
     # training
     "training-no-text": (

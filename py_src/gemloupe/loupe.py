@@ -55,11 +55,13 @@ class Loupe:
 
     # ---- reading
 
-    def read(self, given: Any, *, sites: Iterable[Site | str] | None = None, guesses: int = 0) -> Trace:
+    def read(self, given: Any, *, sites: Iterable[Site | str] | Site | str | None = None, guesses: int = 0) -> Trace:
         """Read text, token ids or chat messages: the features at every open site (or at `sites`), per token.
 
         With `guesses`, also the k likeliest next tokens after each token. Ctrl-C stops it; the loupe stays usable.
         """
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
         chosen = None if sites is None else tuple(Site.of(site) for site in sites)
         return self.engine.read(ReadRequest(_plain(given), chosen, guesses)).result()
 
@@ -81,9 +83,7 @@ class Loupe:
             return FeatureTable.beside(given, **options)
         return FeatureTable(self._trace(given), self.engine.facts, **options)
 
-    def generate(
-        self, given: Any, *, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
-    ) -> Generated:
+    def generate(self, given: Any, *, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0) -> Generated:
         """Continue text, token ids or chat messages. Temperature 0 takes the likeliest token each time."""
         request = GenerateRequest(_plain(given), max_new_tokens, temperature, seed)
         return self.engine.generate(request).result()

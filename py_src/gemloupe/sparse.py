@@ -46,6 +46,14 @@ class SparseActs:
         ):
             raise refuse("file-unreadable", file="SparseActs", kind="sparse array", why="its parts do not fit together")
 
+    def checked(self) -> SparseActs:
+        """This, if its rows ascend and its values are finite and above 0; for what comes from a file."""
+        ascending = np.diff(self.indices.astype(np.int64)) > 0
+        same_row = np.diff(self.rows) == 0
+        if not (ascending | ~same_row).all() or not (np.isfinite(self.values) & (self.values > 0)).all():
+            raise refuse("file-unreadable", file="SparseActs", kind="sparse array", why="its entries are damaged")
+        return self
+
     @classmethod
     def from_entries(cls, shape: tuple[int, int], rows: Any, columns: Any, values: Any) -> SparseActs:
         """From parallel arrays of entries, in any order; `rows` are token positions."""
@@ -73,12 +81,13 @@ class SparseActs:
     @property
     def rows(self) -> np.ndarray:
         """Token position of every entry, int64 [nnz]."""
-        return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr.astype(np.int64)))
+        return np.repeat(np.arange(self.shape[0]), self.l0)
 
     @property
     def l0(self) -> np.ndarray:
         """Features on at each token, int64 [token]."""
-        return np.diff(self.indptr.astype(np.int64))
+        starts = self.indptr.astype(np.int64)
+        return starts[1:] - starts[:-1]
 
     @property
     def features(self) -> np.ndarray:

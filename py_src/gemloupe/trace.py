@@ -257,23 +257,26 @@ class Trace:
         try:
             with safe_open(path, framework="np") as file:
                 head = json.loads((file.metadata() or {})["gemloupe.trace"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                names = file.keys()
+                arrays = {name: file.get_tensor(name) for name in names}
             if head["format"] > FORMAT:
                 raise refuse("scope-newer", file=path, theirs=head["format"], ours=FORMAT)
             tokens = tuple(
-                Token(i, text, bytes.fromhex(raw), start, end, special)
+                Token(int(i), str(text), bytes.fromhex(raw), int(start), int(end), bool(special))
                 for i, text, raw, start, end, special in head["tokens"]
             )
             acts = {
                 Site.of(name): SparseActs(
                     (len(tokens), width), *(arrays[f"{name}/{part}"] for part in ("indptr", "indices", "values"))
-                )
+                ).checked()
                 for name, width in head["sites"].items()
             }
             maxima = {site: arrays[f"{site}/maxima"] for site in acts}
+            if any(maxima[site].shape != acts[site].shape[1:] for site in acts):
+                raise ValueError("its parts do not fit together")
             guesses = head["guesses"] and tuple(g and tuple(Guess(*x) for x in g) for g in head["guesses"])
             return cls(tokens, acts, maxima, guesses, head["about"])
-        except (SafetensorError, KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
+        except (SafetensorError, KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
             if hasattr(error, "code"):
                 raise
             raise refuse("file-unreadable", file=path, kind="trace", why=str(error) or type(error).__name__) from error
@@ -304,7 +307,8 @@ def join_bytes(pieces: Iterable[tuple[int, bytes, bool, str]]) -> tuple[Token, .
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             text = ""
-        start = int(begun[at]) if text or (raw and (raw[0] & 0xC0) != 0x80) else max(int(begun[at]) - 1, 0)
+        inside = bool(raw) and (raw[0] & 0xC0) == 0x80  # begins within a character that an earlier token began
+        start = max(int(begun[at]) - 1, 0) if inside else int(begun[at])
         tokens.append(Token(ident, text, raw, start, int(begun[end]), False))
         at = end
     return tuple(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from ..errors import refuse
 from .protocol import TERMINAL, Cancelled, Event, Failed, Value
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Stop(BaseException):
@@ -42,7 +45,10 @@ class ThreadJob(Generic[T]):
         if self._end is not None:
             self._ended.set()
             for call in then:
-                call(event)
+                try:
+                    call(event)
+                except Exception:  # a listener's fault must not end the worker's thread
+                    _log.exception("a listener failed")
 
     def checkpoint(self) -> None:
         """Raises `Stop` if the request has been cancelled. Work calls this between steps."""
@@ -67,9 +73,11 @@ class ThreadJob(Generic[T]):
     def events(self) -> Iterator[Event]:
         while True:
             event = self._events.get()
-            yield event
             if isinstance(event, TERMINAL):
+                self._events.put(event)  # whoever iterates again gets the end, and does not wait for ever
+                yield event
                 return
+            yield event
 
     def result(self, timeout: float | None = None) -> T:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
     from ..load.model import LoadedModel
     from ..load.sae import FeatureStats, Sae
     from ..load.scope import ModelFacts, Scope
+
+
+# Logits divided by less than this overflow; the likeliest token has all the probability long before.
+_COLDEST = 1e-6
+
+
+def _temperature(given: Any) -> float:
+    try:
+        value = float(given) if isinstance(given, Real) and not isinstance(given, bool) else -1.0
+    except OverflowError:
+        value = float("inf")
+    if not 0 <= value < float("inf"):
+        raise refuse("temperature-unreadable", given=given)
+    return value if value >= _COLDEST else 0.0
 
 
 def model_facts(loaded: LoadedModel) -> ModelFacts:
@@ -176,6 +191,7 @@ class LocalEngine:
         if guesses is None or guesses < 0:
             raise refuse("count-unreadable", name="guesses", given=request.guesses, least=0)
         self._check_open()
+        guesses = min(guesses, self.loaded.model.lm_head.out_features)
         tokens = self.tokenize(request.given)
 
         def work(job: ThreadJob[Trace]) -> Trace:
@@ -218,8 +234,7 @@ class LocalEngine:
             raise refuse("count-unreadable", name="max_new_tokens", given=request.max_new_tokens, least=1)
         if seed is None or not 0 <= seed < 2**63:
             raise refuse("count-unreadable", name="seed", given=request.seed, least=0)
-        if not (isinstance(request.temperature, (int, float)) and 0 <= request.temperature < float("inf")):
-            raise refuse("temperature-unreadable", given=request.temperature)
+        temperature = _temperature(request.temperature)
         self._check_open()
         prompt = self.tokenize(request.given)
         ids = [token.id for token in prompt]
@@ -234,7 +249,7 @@ class LocalEngine:
                 self.loaded.model,
                 ids,
                 max_new_tokens=most,
-                temperature=float(request.temperature),
+                temperature=temperature,
                 seed=seed,
                 stop=self.loaded.special,
                 checkpoint=lambda share: job.checkpoint(),
@@ -244,7 +259,8 @@ class LocalEngine:
                 shares.append(share)
                 job.emit(NewToken(index, ident, share))
             everything = self.tokenize(ids + new)
-            return Generated(everything[: len(ids)], everything[len(ids) :], tuple(shares))
+            # the prompt's own tokens: from ids alone, a ▁ that the user typed would come back as a space
+            return Generated(prompt, everything[len(ids) :], tuple(shares))
 
         return self._worker.submit(ThreadJob(work))
 
@@ -254,4 +270,3 @@ class LocalEngine:
             self._closed = True
             self._saes.clear()
             self._stats.clear()
-

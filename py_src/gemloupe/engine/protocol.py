@@ -17,6 +17,7 @@ from ..site import Site
 from ..trace import Token, Trace
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ TERMINAL = (Value, Failed, Cancelled)
 
 
 @runtime_checkable
-class Job(Protocol[T]):
+class Job(Protocol[T_co]):
     """A request on its way."""
 
     def events(self) -> Iterator[Event]:
-        """Events as they happen; the last one, and only that one, is terminal. May be iterated once."""
+        """Events as they happen; the last one, and only that one, is terminal. Iterated again: only that one."""
         ...
 
-    def result(self, timeout: float | None = None) -> T:
+    def result(self, timeout: float | None = None) -> T_co:
         """The value, waiting for it; raises the error, or the refusal 'cancelled'. Ctrl-C cancels the request."""
         ...
 

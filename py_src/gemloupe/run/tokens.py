@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..trace import Token, join_bytes
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a token
+# How special tokens in the text are read is a setting of the tokenizer that every call writes.
+_tokenizing = threading.Lock()
 
 
 def tokenize(
@@ -33,7 +36,7 @@ def tokenize(
         ids = [_token_id(one, position, vocabulary) for position, one in enumerate(given)]
     if not ids or ids[0] != bos:
         ids = [bos, *ids]
-    if isinstance(given, str) and not given or len(given) == 0:
+    if len(given) == 0:
         raise refuse("text-empty")
     if len(ids) > context:
         over = len(ids) - context
@@ -55,16 +58,27 @@ def token_text(tokenizer: Any, ident: int) -> str:
 
 
 def _listlike(given: Any) -> bool:
-    return isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)) or hasattr(given, "tolist")
+    array = getattr(given, "ndim", 0) > 0  # numpy's and torch's
+    return array or (isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray, memoryview)))
 
 
-def _text_ids(tokenizer: Any, text: str) -> list[int]:
+def _check_encodable(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         char = f"U+{ord(text[error.start]):04X}"
         raise refuse("text-surrogate", position=error.start, char=char) from error
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _text_ids(tokenizer: Any, text: str) -> list[int]:
+    _check_encodable(text)
+    return _ids(tokenizer, text, literal=True)
+
+
+def _ids(tokenizer: Any, text: str, *, literal: bool) -> list[int]:
+    """Ids of `text` as it is; `literal` reads the names of special tokens in it as ordinary characters."""
+    with _tokenizing:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
 
 
 def _chat_ids(tokenizer: Any, messages: Any, model: str) -> list[int]:
@@ -75,9 +89,32 @@ def _chat_ids(tokenizer: Any, messages: Any, model: str) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise refuse("chat-without-template", model=model or "this model")
     waiting = messages[-1]["role"] == "user"  # the model's turn is next, so its turn is opened
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=waiting)
+
+    def rendered(contents: list[str]) -> str:
+        said = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=waiting)
+
+    contents = [message["content"] for message in messages]
+    for content in contents:
+        _check_encodable(content)
+    try:
+        text = rendered(contents)
+    except Exception as error:  # templates refuse in their own words: roles that must alternate, no system role
+        raise refuse("chat-refused", model=model or "this model", why=str(error)) from error
     # The template wrote <bos> itself: adding special tokens again would give two and shift every position.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    names = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if not any(name in content for name in names for content in contents):
+        return _ids(tokenizer, text, literal=False)
+    # A turn marker that somebody typed is no turn marker: only the template's own words are read as special.
+    marks = [f"\ue000{index}\ue001" for index in range(len(contents))]
+    frame = rendered(marks)
+    parts = re.split(r"\ue000(\d+)\ue001", frame)
+    typed = {str(index): content for index, content in enumerate(contents)}
+    for form in (str.strip, str):  # most templates trim what was said
+        pieces = [form(typed[part]) if index % 2 else part for index, part in enumerate(parts)]
+        if "".join(pieces) == text:
+            return [i for n, piece in enumerate(pieces) for i in _ids(tokenizer, piece, literal=n % 2 == 1)]
+    raise refuse("chat-refused", model=model or "this model", why="a message holds the name of a special token")
 
 
 def _token_id(given: Any, position: int, vocabulary: int) -> int:
@@ -99,7 +136,8 @@ def _spaces_as_written(pieces: list[tuple[int, bytes, bool, str]], text: str) ->
     """A ▁ typed by the user is tokenized as a space; give its own bytes back, so that bytes always equal the text."""
     if _SPACE not in text:
         return pieces
-    written, at, mended = text.encode("utf-8"), 0, []
+    written, at = text.encode("utf-8"), 0
+    mended: list[tuple[int, bytes, bool, str]] = []
     for ident, raw, special, name in pieces:
         if special:
             mended.append((ident, raw, special, name))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import traitlets
-
 from ..trace import Trace
 from .live import STATIC
 from .trace_view import FactsOf, TraceView
@@ -25,9 +23,32 @@ class FeatureTable(TraceView):
     def beside(cls, other: TraceView, **options: Any) -> FeatureTable:
         """A table of the same trace that follows `other`: select in one, and the other shows it."""
         table = cls(other.trace, other._facts_of, site=other.site or None, selected=other.selected, **options)
-        for name in ("site", "selection", "palette"):
-            traitlets.link((other, name), (table, name))
+        _join(other, table)
         return table
 
     def __init__(self, trace: Trace, facts_of: FactsOf | None = None, **options: Any) -> None:
         super().__init__(trace, facts_of, **options)
+
+
+def _join(one: TraceView, two: TraceView) -> None:
+    """Keep site, selection and palette of two views of one trace equal.
+
+    Not `traitlets.link`: it copies one trait at a time, and a site that arrives before its selection drops it.
+    """
+    busy = False
+
+    def copy(source: TraceView, target: TraceView) -> None:
+        nonlocal busy
+        if busy:
+            return
+        busy = True
+        try:
+            target.selection = source.selection  # brings its site along
+            target.site = source.site
+            target.palette = source.palette
+        finally:
+            busy = False
+
+    names = ["site", "selection", "palette"]
+    one.observe(lambda _change: copy(one, two), names)
+    two.observe(lambda _change: copy(two, one), names)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
+from ..errors import Refusal
 from ..wire.rpc import Calls, Handler
 from . import static
 
 STATIC = Path(__file__).parent.parent / "static"
 PROTOCOL = 1
+
+_log = logging.getLogger(__name__)
 
 
 def keep_subshell(comm: Any) -> None:
@@ -24,6 +29,18 @@ def keep_subshell(comm: Any) -> None:
     """
     if comm is not None and hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
+
+
+@contextmanager
+def refusing_traits() -> Iterator[None]:
+    """Makes a refusal raised inside also a TraitError: only for those does traitlets put the old value back."""
+    try:
+        yield
+    except Refusal as refusal:
+        kind = type(refusal)
+        both = type(kind.__name__, (kind, traitlets.TraitError), {"__module__": kind.__module__})(*refusal.args)
+        both.code, both.facts = refusal.code, refusal.facts
+        raise both from None
 
 
 class LiveWidget(anywidget.AnyWidget):
@@ -50,6 +67,14 @@ class LiveWidget(anywidget.AnyWidget):
     def open(self) -> None:
         super().open()
         keep_subshell(self.comm)
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """State from the browser. What is refused is answered with what holds here, so that both sides agree."""
+        try:
+            super().set_state(sync_data)
+        except traitlets.TraitError as error:
+            _log.warning("%s: the browser sent what cannot be: %s", type(self).__name__, error)
+            self.send_state([name for name in sync_data if name in self.keys])
 
     # ---- the static twin
 

@@ -26,6 +26,8 @@ def read_selection(given: Any, trace: Trace) -> Selection:
     None clears; 'res.12/834' or a FeatureId is a feature; a position or a token's text (its first place) is a
     token; a pair (token, feature) or a mapping with 'token' and 'feature' is both. What does not exist is refused.
     """
+    token: Any
+    feature: Any
     match given:
         case Selection():
             token, feature = given.position, given.feature

@@ -21,7 +21,7 @@ class TokenHeatmap(TraceView):
     _css = STATIC / "token-heatmap.css"
     _name = "token-heatmap"
 
-    guesses = traitlets.List(allow_none=True, default_value=None).tag(sync=True)
+    guesses: traitlets.List[Any] = traitlets.List(allow_none=True, default_value=None).tag(sync=True)
     """Per token, the model's next-token guesses as [text, probability] pairs, likeliest first; None if not asked."""
 
     def __init__(self, trace: Trace, facts_of: FactsOf | None = None, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,14 +11,14 @@ import numpy as np
 import traitlets
 
 from ..engine.protocol import FeatureFacts
-from ..errors import refuse
+from ..errors import Refusal, refuse
 from ..feature import FeatureId
 from ..site import Site
 from ..trace import Token, Trace
 from ..wire import arrays
 from ..wire.rpc import Handler
 from .colour import PALETTES, opacity
-from .live import LiveWidget
+from .live import LiveWidget, refusing_traits
 from .selection import Selection, read_selection
 
 FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
@@ -44,9 +45,13 @@ def wire_facts(facts: FeatureFacts) -> dict[str, Any]:
         "density": facts.density,
         "maximum": facts.maximum,
         "mean": facts.mean_active,
-        "promotes": [[text, round(logit, 3)] for text, logit in facts.promotes],
-        "suppresses": [[text, round(logit, 3)] for text, logit in facts.suppresses],
+        "promotes": [[text, _rounded(logit)] for text, logit in facts.promotes],
+        "suppresses": [[text, _rounded(logit)] for text, logit in facts.suppresses],
     }
+
+
+def _rounded(logit: float) -> float | None:
+    return round(logit, 3) if math.isfinite(logit) else None  # JSON has no nan
 
 
 class TraceView(LiveWidget):
@@ -64,7 +69,7 @@ class TraceView(LiveWidget):
     """Activations of `site`, as `wire.arrays.sparse` writes them."""
     maxima = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     """Largest known activation of each feature that is on in this text."""
-    selection = traitlets.Dict({"token": None, "feature": None}).tag(sync=True)
+    selection: traitlets.Dict[str, Any] = traitlets.Dict({"token": None, "feature": None}).tag(sync=True)
     """The selection as plain data; `selected` is the same with names."""
     palette = traitlets.Enum(tuple(PALETTES), "blue").tag(sync=True)
     """Colour of the bubbles; all choices are safe for colour-blind readers."""
@@ -113,7 +118,8 @@ class TraceView(LiveWidget):
 
     @traitlets.validate("site")
     def _check_site(self, proposal: Any) -> str:
-        return str(self._open_site(proposal["value"])) if proposal["value"] else ""
+        with refusing_traits():
+            return str(self._open_site(proposal["value"])) if proposal["value"] else ""
 
     @traitlets.observe("site")
     def _site_changed(self, change: Any) -> None:
@@ -121,14 +127,15 @@ class TraceView(LiveWidget):
             for name, value in self._of_site(change["new"]).items():
                 setattr(self, name, value)
             feature = self.selection.get("feature")
-            if feature is not None and FeatureId.of(feature).site != Site.of(change["new"]):
+            if feature is not None and str(FeatureId.of(feature).site) != change["new"]:
                 self.selection = {**self.selection, "feature": None}
 
     # ---- selection
 
     @traitlets.validate("selection")
     def _check_selection(self, proposal: Any) -> dict[str, Any]:
-        found = read_selection(proposal["value"], self.trace)
+        with refusing_traits():
+            found = read_selection(proposal["value"], self.trace)
         return {"token": found.position, "feature": found.feature and str(found.feature)}
 
     @traitlets.observe("selection")
@@ -195,7 +202,10 @@ class TraceView(LiveWidget):
             for token in range(len(self.trace)):
                 part = slice(int(acts.indptr[token]), int(acts.indptr[token + 1]))
                 chosen.update(acts.indices[part][np.argsort(-strength[part])[:_STATIC_FACTS]].tolist())
-            state["facts"] = self._facts(self.site, sorted(chosen)) if chosen else {}
+            try:
+                state["facts"] = self._facts(self.site, sorted(chosen)) if chosen else {}
+            except Refusal:  # the loupe is closed, or the trace came from a file: the picture stays, without facts
+                state["facts"] = {}
         return state
 
     def static_picture(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..sparse import SparseActs
 
+_LEAST = 2.0**-24  # the smallest float16 above 0
 _DTYPES = ("u1", "u2", "u4", "i4", "f2", "f4")
 
 
@@ -20,7 +21,7 @@ def array(values: Any, dtype: str) -> dict[str, Any]:
     """`values` as a wire array of `dtype` (u1 u2 u4 i4 f2 f4)."""
     assert dtype in _DTYPES, dtype
     packed = np.ascontiguousarray(values, dtype=f"<{dtype}")
-    return {"dtype": dtype, "shape": list(packed.shape), "data": memoryview(packed).cast("B")}
+    return {"dtype": dtype, "shape": list(packed.shape), "data": packed.reshape(-1).view(np.uint8).data}
 
 
 def whole_numbers(values: Any) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def sparse(acts: SparseActs) -> dict[str, Any]:
         "shape": list(acts.shape),
         "indptr": array(acts.indptr, "u4"),
         "indices": whole_numbers(acts.indices),
-        "values": array(acts.values / scale, "f2"),
+        # what is on stays on, however weak: 0 would mean off
+        "values": array(np.maximum(acts.values / scale, _LEAST), "f2"),
         "scale": scale,
     }
 

@@ -34,6 +34,8 @@ class Calls:
         if not isinstance(message, Mapping) or message.get("kind") not in ("call", "cancel") or "id" not in message:
             return False
         ident = message["id"]
+        if not isinstance(ident, (int, str)):
+            return False
         if message["kind"] == "cancel":
             with self._lock:
                 waiting = self._open.get(ident)
