@@ -51,7 +51,7 @@ def explained(need: str, where: Path | None = None) -> Iterator[None]:
 
 
 def require_space(size: int, where: Path) -> None:
-    """Raises ENOSPC before the work instead of in it, if fewer than `size` bytes are free at `where` (an existing folder)."""
+    """Raises ENOSPC ahead of the work if fewer than `size` bytes are free at `where`, a folder that exists."""
     if shutil.disk_usage(where).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(where))
 
