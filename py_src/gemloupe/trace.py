@@ -239,7 +239,9 @@ class Trace:
             "format": FORMAT,
             "tokens": [[t.id, t.text, t.bytes.hex(), t.start, t.end, t.special] for t in self.tokens],
             "sites": {str(site): acts.shape[1] for site, acts in self.acts.items()},
-            "guesses": self.guesses and [g and [[x.id, x.text, x.probability] for x in g] for g in self.guesses],
+            "guesses": None
+            if self.guesses is None
+            else [None if g is None else [[x.id, x.text, x.probability] for x in g] for g in self.guesses],
             "about": dict(self.about),
         }
         path = Path(path)
@@ -274,10 +276,20 @@ class Trace:
             maxima = {site: arrays[f"{site}/maxima"] for site in acts}
             if any(maxima[site].shape != acts[site].shape[1:] for site in acts):
                 raise ValueError("its parts do not fit together")
-            guesses = head["guesses"] and tuple(g and tuple(Guess(*x) for x in g) for g in head["guesses"])
+            guesses = head["guesses"]
+            if guesses is not None:
+                guesses = tuple(None if g is None else tuple(Guess(*x) for x in g) for g in guesses)
             return cls(tokens, acts, maxima, guesses, head["about"])
-        except (SafetensorError, KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
-            if hasattr(error, "code"):
+        except (
+            SafetensorError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            if getattr(error, "code", "") == "scope-newer":
                 raise
             raise refuse("file-unreadable", file=path, kind="trace", why=str(error) or type(error).__name__) from error
 
