@@ -85,7 +85,7 @@ export function heatmap(options: ViewOptions): View {
         ? `${start}, feature ${feature} at ${spokenStrength(active)}`
         : `${start}, feature ${feature} is off`;
     }
-    const [top] = strengths.at(token, 1);
+    const top = strengths.top(token);
     return top ? `${start}, strongest feature ${top.feature} at ${spokenStrength(top)}` : `${start}, no feature is on`;
   };
 

@@ -88,7 +88,7 @@ export function tokenStrip({ onHover, onSelect, signal }: TokenStripCallbacks): 
     (event) => {
       const token = closestNumber(event.target, "token");
       // The end of a drag that marks text is no choice of a token.
-      if (token === null || hasMarkedText(el)) return;
+      if (token === null || markedRange(el)) return;
       setCurrent(token);
       onSelect(token);
     },
@@ -166,19 +166,17 @@ export function tokenStrip({ onHover, onSelect, signal }: TokenStripCallbacks): 
   };
 }
 
-function selectionIn(el: HTMLElement): globalThis.Selection | null {
+/** What is marked inside the strip, if anything. */
+function markedRange(el: HTMLElement): Range | null {
   // Chromium keeps a shadow root's selection on the root itself.
   const root = el.getRootNode() as (Document | ShadowRoot) & { getSelection?: () => globalThis.Selection | null };
-  return root.getSelection?.() ?? document.getSelection();
-}
-
-function hasMarkedText(el: HTMLElement): boolean {
-  const selection = selectionIn(el);
-  return selection !== null && !selection.isCollapsed && selection.containsNode(el, true);
+  const selection = root.getSelection?.() ?? document.getSelection();
+  if (!selection || selection.isCollapsed || selection.rangeCount === 0) return null;
+  const range = selection.getRangeAt(0);
+  return range.intersectsNode(el) ? range : null;
 }
 
 function markedTokens(el: HTMLElement, spans: HTMLElement[]): number[] {
-  const selection = selectionIn(el);
-  if (!selection || selection.isCollapsed) return [];
-  return spans.flatMap((span, token) => (selection.containsNode(span, true) ? [token] : []));
+  const range = markedRange(el);
+  return range ? spans.flatMap((span, token) => (range.intersectsNode(span) ? [token] : [])) : [];
 }

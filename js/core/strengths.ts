@@ -21,10 +21,19 @@ export interface Peak extends Active {
   token: number;
 }
 
+/** Per token, its strongest feature. */
+interface Tops {
+  shades: Float32Array;
+  features: Uint32Array;
+  raws: Float32Array;
+}
+
 export class Strengths {
   readonly acts: SparseActs;
   readonly #maximum = new Map<number, number>();
   readonly #special: boolean[];
+  #peaks: Peak[] | undefined;
+  #tops: Tops | undefined;
 
   constructor(acts: SparseActs, maxima: WireMaxima | null, special: boolean[]) {
     this.acts = acts;
@@ -57,15 +66,8 @@ export class Strengths {
 
   /** Every feature on in the text at its strongest token, the strongest first. */
   peaks(): Peak[] {
-    const peaks: Peak[] = [];
-    for (const feature of this.acts.active()) {
-      const { tokens, values } = this.acts.entries(feature);
-      let best = -1;
-      for (let i = 0; i < tokens.length; i++)
-        if (!this.#special[tokens[i]] && (best < 0 || values[i] > values[best])) best = i;
-      if (best >= 0) peaks.push({ ...this.#active(feature, values[best]), token: tokens[best] });
-    }
-    return peaks.sort(byShade);
+    this.#peaks ??= this.#findPeaks();
+    return this.#peaks;
   }
 
   /** One feature's shade at every token. */
@@ -79,21 +81,13 @@ export class Strengths {
 
   /** The largest shade at every token, whatever the feature. */
   strongest(): Float32Array {
-    const shades = new Float32Array(this.acts.tokens);
-    const scales = new Map<number, number>();
-    for (let token = 0; token < shades.length; token++) {
-      if (this.#special[token]) continue;
-      const { features, values } = this.acts.row(token);
-      for (let i = 0; i < features.length; i++) {
-        let scale = scales.get(features[i]);
-        if (scale === undefined) {
-          scale = this.scale(features[i]);
-          scales.set(features[i], scale);
-        }
-        if (scale > 0) shades[token] = Math.max(shades[token], values[i] / scale);
-      }
-    }
-    return shades;
+    return this.#findTops().shades;
+  }
+
+  /** The strongest feature at a token, or null where none is on. */
+  top(token: number): Active | null {
+    const { shades, features, raws } = this.#findTops();
+    return shades[token] > 0 ? this.#active(features[token], raws[token]) : null;
   }
 
   /** One feature at one token, or null where it is off. */
@@ -106,6 +100,43 @@ export class Strengths {
   /** Whether any active feature has no known maximum. */
   get someUnknown(): boolean {
     return this.acts.active().some((feature) => !this.#maximum.has(feature));
+  }
+
+  #findPeaks(): Peak[] {
+    const peaks: Peak[] = [];
+    for (const feature of this.acts.active()) {
+      const { tokens, values } = this.acts.entries(feature);
+      let best = -1;
+      for (let i = 0; i < tokens.length; i++)
+        if (!this.#special[tokens[i]] && (best < 0 || values[i] > values[best])) best = i;
+      if (best >= 0) peaks.push({ ...this.#active(feature, values[best]), token: tokens[best] });
+    }
+    return peaks.sort(byShade);
+  }
+
+  #findTops(): Tops {
+    if (this.#tops) return this.#tops;
+    const { tokens } = this.acts;
+    const tops = {
+      shades: new Float32Array(tokens),
+      features: new Uint32Array(tokens),
+      raws: new Float32Array(tokens),
+    };
+    for (const feature of this.acts.active()) {
+      const scale = this.scale(feature);
+      if (!(scale > 0)) continue;
+      const on = this.acts.entries(feature);
+      for (let i = 0; i < on.tokens.length; i++) {
+        const token = on.tokens[i];
+        const shade = Math.fround(on.values[i] / scale);
+        if (this.#special[token] || shade <= tops.shades[token]) continue;
+        tops.shades[token] = shade;
+        tops.features[token] = feature;
+        tops.raws[token] = on.values[i];
+      }
+    }
+    this.#tops = tops;
+    return tops;
   }
 
   #active(feature: number, raw: number): Active {

@@ -73,12 +73,19 @@ export function connect(model: Model, banner: () => Banner, signal: AbortSignal)
   };
 }
 
+/** How long a site waits for its activations, which may come in a message of their own. */
+const PATIENCE = 1000;
+
 /** Shows the model's picture now and after every change, and watches over the kernel. */
 export function keepShown({ model, el, signal }: RenderProps, view: View, rpc: Rpc): void {
   el.append(view.el);
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
+  let shown: { site: unknown; acts: unknown } | null = null;
+  let late: ReturnType<typeof setTimeout> | undefined;
+  signal.addEventListener("abort", () => clearTimeout(late), { once: true });
   const show = () => {
     if (signal.aborted) return;
+    clearTimeout(late);
     const other = model.get("protocol") !== PROTOCOL;
     view.banner.say("version", other ? OTHER_VERSION : null);
     if (other) return;
@@ -89,15 +96,20 @@ export function keepShown({ model, el, signal }: RenderProps, view: View, rpc: R
       console.error("gemloupe:", error);
       view.banner.say("unreadable", `What the kernel sent cannot be shown: ${(error as Error).message}.`);
     }
+    shown = { site: model.get("site"), acts: model.get("acts") };
   };
   let due = false;
-  // One message changes several traits; they are one picture.
   const soon = () => {
     if (due) return;
     due = true;
+    // One message changes several traits; they are one picture.
     queueMicrotask(() => {
       due = false;
-      show();
+      // A site's name over the activations of another would be a wrong picture.
+      const half = shown?.acts && shown.site !== model.get("site") && shown.acts === model.get("acts");
+      clearTimeout(late);
+      if (half) late = setTimeout(show, PATIENCE);
+      else show();
     });
   };
   for (const name of ["protocol", ...PICTURE]) trait(model, name, () => undefined).subscribe(soon, signal);
