@@ -124,6 +124,7 @@ def test_packed_error_is_within_half_a_step_and_packing_again_changes_nothing(tm
         assert (ours != theirs).any()
     assert torch.equal(packed.encoder_int8.float() * packed.encoder_scale[:, None], packed.encoder)
     torch.testing.assert_close(packed.decoder.norm(dim=1), torch.ones(WIDTH), atol=1e-6, rtol=0)
+    torch.testing.assert_close(packed.pre_activations(sae.b_dec), sae.pre_activations(sae.b_dec), atol=1e-5, rtol=1e-5)
     again = write_scope(tmp_path / "b", [(packed, None, {})], id="x", model=MODEL, packed=True).load("res.12")
     assert torch.equal(again.encoder_int8, packed.encoder_int8)
     torch.testing.assert_close(again.decoder, packed.decoder, atol=1e-6, rtol=0)

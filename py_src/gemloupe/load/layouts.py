@@ -217,7 +217,9 @@ def _read_packed(file: Path, found: Found, model: object) -> Sae:
 def pack(sae: Sae) -> dict[str, torch.Tensor]:
     """The tensors of the packed form: a quarter of the size, each weight within half a step of its feature's scale.
 
-    Packing what was unpacked gives the same integers. Decoder rows keep their length.
+    Packing what was unpacked gives the same integers. Decoder rows keep their length, and the encoder bias makes up
+    for the rounding at x = b_dec, which is near the mean activation: Gemma's mean is large, and an error there would
+    shift every pre-activation.
     """
     tensors = {"b_enc": sae.b_enc, "threshold": sae.threshold, "b_dec": sae.b_dec}
     for name, rows in (("W_enc", sae.encoder), ("W_dec", sae.decoder)):
@@ -230,6 +232,8 @@ def pack(sae: Sae) -> dict[str, torch.Tensor]:
             scale = rows.norm(dim=1) / energy.sqrt()
         tensors[name] = whole.to(torch.int8)
         tensors[f"{name}_scale"] = torch.where(energy > 0, scale, torch.zeros_like(scale))
+    unpacked = tensors["W_enc"].float() * tensors["W_enc_scale"][:, None]
+    tensors["b_enc"] = sae.b_enc + (sae.encoder - unpacked) @ sae.b_dec
     return {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
 
 
