@@ -21,7 +21,19 @@ _WHERE = {
     "FeatureTable": "widgets.feature_table",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "FeatureId",
+    "FeatureTable",
+    "Loupe",
+    "Refusal",
+    "Site",
+    "SparseActs",
+    "Token",
+    "TokenHeatmap",
+    "Trace",
+    "__version__",
+    "open",
+]
 
 if TYPE_CHECKING:
     from .errors import Refusal

@@ -237,7 +237,7 @@ def _model(about: Mapping[str, Any]) -> ModelFacts:
         raise TypeError(f"model is {dict(about)!r}")
     if any(value is not None and (type(value) is not int or value <= 0) for value in counts.values()):
         raise TypeError(f"model is {dict(about)!r}")
-    return ModelFacts(str(about["id"]), **text, **counts)  # type: ignore[arg-type]
+    return ModelFacts(str(about["id"]), **text, **counts)
 
 
 _STATS_SHAPES: dict[str, tuple[torch.dtype, bool]] = {  # dtype, one list of tokens per feature?

@@ -47,7 +47,7 @@ def module_of(model: Any, site: Site) -> tuple[torch.nn.Module, str, str]:
 def width_of(model: Any, site: Site) -> int:
     """Width of the tensor at `site`: d_model, or heads x head_dim for att (they differ)."""
     module, side, _ = module_of(model, site)
-    return module.in_features if side == "input" else body(model).config.hidden_size
+    return int(module.in_features) if side == "input" else body(model).config.hidden_size  # type: ignore[arg-type]
 
 
 @contextmanager
