@@ -223,5 +223,6 @@ class TraceView(LiveWidget):
 
 
 def _first_shown(trace: Trace) -> Site | None:
-    """The site shown first: the middle one, where features are most about meaning."""
-    return trace.sites[len(trace.sites) // 2] if trace.sites else None
+    """The site shown first: two thirds up the residual stream, where features are most about meaning."""
+    stream = [site for site in trace.sites if site.kind == "res"] or list(trace.sites)
+    return stream[len(stream) * 2 // 3] if stream else None
