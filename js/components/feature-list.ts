@@ -18,7 +18,7 @@ export interface FeatureListCallbacks {
 
 export interface FeatureList {
   el: HTMLElement;
-  show(title: string, features: Active[], nothing: string): void;
+  show(title: (Node | string)[], features: Active[], nothing: string): void;
   select(feature: number | null): void;
   /** Draws again what depends on facts. */
   refresh(): void;
@@ -125,7 +125,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
   return {
     el,
     show(heading, features, nothing) {
-      title.textContent = heading;
+      title.replaceChildren(...heading);
       all = features;
       limit = Math.max(PAGE, 1 + all.findIndex((active) => active.feature === selected));
       draw();

@@ -12,6 +12,7 @@ import { featureList } from "./feature-list";
 import { keys } from "./keys";
 import { legend } from "./legend";
 import { sitePicker } from "./site-picker";
+import { chip } from "./text";
 import { themed } from "./theme";
 import { guessRows, tokenCard } from "./token-card";
 import { tokenStrip } from "./token-strip";
@@ -127,16 +128,20 @@ export function heatmap(options: ViewOptions): View {
       list.el.hidden = strengths === null;
       if (strengths && token !== null)
         list.show(
-          `on at ${name} (position ${token})`,
+          ["on at ", chip(name), ` · position ${token}`],
           strengths.at(token),
           tokens[token].special ? "Special tokens are left out." : "No feature is on here.",
         );
       else if (strengths)
-        list.show("strongest in the text", strengths.peaks().slice(0, LONGEST_LIST), "No feature is on in this text.");
+        list.show(
+          ["strongest in the text"],
+          strengths.peaks().slice(0, LONGEST_LIST),
+          "No feature is on in this text.",
+        );
       const expected = token === null ? [] : (guesses?.[token] ?? []);
       next.hidden = expected.length === 0;
       next.replaceChildren(
-        h("div", { class: "gl-list-title", text: `the model expects after ${name}` }),
+        h("div", { class: "gl-list-title" }, "the model expects after ", chip(name)),
         guessRows(expected),
       );
       side.hidden = strengths === null && next.hidden;
@@ -183,7 +188,13 @@ export function heatmap(options: ViewOptions): View {
   palette.subscribe(recolour, signal);
   recolour();
   clear.addEventListener("click", () => choice.clear("feature"), { signal });
-  globalThis.addEventListener("scroll", () => hover.set(null), { capture: true, passive: true, signal });
+  const scrolled = () => {
+    const token = hover.get();
+    // The keyboard scrolls to the token it goes to; a pointer is left behind.
+    if (token !== null && strip.at(token)?.matches(":focus-visible")) drawCard(token);
+    else hover.set(null);
+  };
+  globalThis.addEventListener("scroll", scrolled, { capture: true, passive: true, signal });
   signal.addEventListener("abort", () => card.hide(), { once: true });
 
   keys(

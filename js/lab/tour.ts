@@ -52,9 +52,9 @@ export const tour: JupyterFrontEndPlugin<void> = {
       execute: async () => {
         const path = await findTour(app);
         if (path !== undefined) return app.commands.execute("docmanager:open", { path });
+        // JupyterLab cuts a notification off after 140 characters.
         Notification.warning(
-          `The tour is not here: neither ${PLACES.join(" nor ")} exists below the folder JupyterLab was started in. ` +
-            "Start JupyterLab in your copy of gemloupe, or copy its notebooks folder here.",
+          `No tour here: ${PLACES[0]} is missing. Start JupyterLab in the gemloupe folder, or copy its notebooks here.`,
           { autoClose: false },
         );
         return undefined;
