@@ -2,9 +2,10 @@
 
 import { decodeArray, type SparseActs, type WireArray } from "./wire";
 
+/** Largest known activation of each feature that is on in the text, by ascending feature: values times scale. */
 export interface WireMaxima {
-  features: WireArray;
   values: WireArray;
+  scale: number;
 }
 
 /** One feature at one token. */
@@ -40,8 +41,10 @@ export class Strengths {
     this.#special = special;
     if (!maxima) return;
     const values = decodeArray(maxima.values);
-    decodeArray(maxima.features).forEach((feature, i) => {
-      if (values[i] > 0) this.#maximum.set(feature, values[i]);
+    const on = acts.on();
+    if (on.length !== values.length) throw new Error("the maxima do not belong to these activations");
+    on.forEach((feature, i) => {
+      if (values[i] > 0) this.#maximum.set(feature, values[i] * maxima.scale);
     });
   }
 

@@ -34,10 +34,15 @@ export function wireActs(dense: number[][]): WireActs {
   };
 }
 
-export function wireMaxima(maxima: Record<number, number>): WireMaxima {
+/** Known maxima by feature; the other features that are on in `dense` have none. */
+export function wireMaxima(maxima: Record<number, number>, dense: number[][]): WireMaxima {
+  const on = new SparseActs(wireActs(dense)).on();
   return {
-    features: array("u2", Object.keys(maxima).map(Number)),
-    values: array("f4", Object.values(maxima)),
+    values: array(
+      "f4",
+      on.map((feature) => (maxima[feature] ?? Number.NaN) / 2),
+    ),
+    scale: 2,
   };
 }
 
@@ -63,7 +68,7 @@ export function sampleState(): Record<string, unknown> {
     sites: ["res.5", "res.12"],
     site: "res.12",
     acts: wireActs(DENSE),
-    maxima: wireMaxima(MAXIMA),
+    maxima: wireMaxima(MAXIMA, DENSE),
     guesses: [[], [[" end", 0.5]], [[" of", 0.9]], [], [["<b>x</b>", 0.25]]],
     selection: { token: null, feature: null },
     palette: "blue",
@@ -72,7 +77,7 @@ export function sampleState(): Record<string, unknown> {
 }
 
 export function sampleStrengths(): Strengths {
-  return new Strengths(new SparseActs(wireActs(DENSE)), wireMaxima(MAXIMA), [true, false, false, false, false]);
+  return new Strengths(new SparseActs(wireActs(DENSE)), wireMaxima(MAXIMA, DENSE), [true, false, false, false, false]);
 }
 
 export interface Sent {

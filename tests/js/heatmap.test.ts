@@ -215,7 +215,7 @@ describe("sites", () => {
     expect((one("select") as HTMLSelectElement).value).toBe("res.12");
     model.update({
       acts: wireActs(Array(5).fill([0, 3])),
-      maxima: wireMaxima({ 1: 3 }),
+      maxima: wireMaxima({ 1: 3 }, Array(5).fill([0, 3])),
       selection: { token: 2, feature: null },
     });
     await settled();

@@ -20,7 +20,7 @@ _DTYPES = ("u1", "u2", "u4", "i4", "f2", "f4")
 def array(values: Any, dtype: str) -> dict[str, Any]:
     """`values` as a wire array of `dtype` (u1 u2 u4 i4 f2 f4)."""
     assert dtype in _DTYPES, dtype
-    packed = np.ascontiguousarray(values, dtype=f"<{dtype}")
+    packed = np.asarray(values, dtype=f"<{dtype}", order="C")
     return {"dtype": dtype, "shape": list(packed.shape), "data": packed.reshape(-1).view(np.uint8).data}
 
 
@@ -48,9 +48,13 @@ def sparse(acts: SparseActs) -> dict[str, Any]:
 
 
 def maxima(acts: SparseActs, known: np.ndarray) -> dict[str, Any]:
-    """The largest known activation of each feature that is on somewhere in `acts`; nan is unknown."""
-    features = acts.features
-    return {"features": whole_numbers(features), "values": array(known[features], "f4")}
+    """The largest known activation of each feature that is on in `acts`, by ascending feature; nan is unknown.
+
+    Which features those are is not sent: the browser sees them in the activations. Values are float16 times a scale.
+    """
+    values = np.asarray(known[acts.features], np.float32)
+    scale = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    return {"values": array(values / scale, "f2"), "scale": scale}
 
 
 def read_array(wire: dict[str, Any]) -> np.ndarray:
