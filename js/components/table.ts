@@ -39,6 +39,7 @@ export function table(options: ViewOptions): View {
           onError("facts", null);
         }
         rows.refresh();
+        drawCount();
       } catch (error) {
         onError("facts", error);
       }

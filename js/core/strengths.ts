@@ -41,7 +41,7 @@ export class Strengths {
     this.#special = special;
     if (!maxima) return;
     const values = decodeArray(maxima.values);
-    const on = acts.on();
+    const on = acts.active();
     if (on.length !== values.length) throw new Error("the maxima do not belong to these activations");
     on.forEach((feature, i) => {
       if (values[i] > 0) this.#maximum.set(feature, values[i] * maxima.scale);

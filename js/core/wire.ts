@@ -93,11 +93,6 @@ export class SparseActs {
     return { features: this.#indices.subarray(from, to), values: this.#values.subarray(from, to) };
   }
 
-  /** The features that are on at some token, ascending. */
-  on(): number[] {
-    return [...new Set(this.#indices)].sort((a, b) => a - b);
-  }
-
   /** One feature's raw activation at every token. */
   column(feature: number): Float32Array {
     const dense = new Float32Array(this.tokens);

@@ -36,7 +36,7 @@ export function wireActs(dense: number[][]): WireActs {
 
 /** Known maxima by feature; the other features that are on in `dense` have none. */
 export function wireMaxima(maxima: Record<number, number>, dense: number[][]): WireMaxima {
-  const on = new SparseActs(wireActs(dense)).on();
+  const on = [...new SparseActs(wireActs(dense)).active()];
   return {
     values: array(
       "f4",

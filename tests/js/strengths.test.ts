@@ -1,5 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { sampleStrengths } from "./fake";
+import { Strengths } from "../../js/core/strengths";
+import { SparseActs } from "../../js/core/wire";
+import { DENSE, MAXIMA, sampleStrengths, wireActs, wireMaxima } from "./fake";
 
 describe("strengths", () => {
   const strengths = sampleStrengths();
@@ -41,5 +43,9 @@ describe("strengths", () => {
       [0, 2, 8],
       [2, 1, 10],
     ]);
+  });
+  test("maxima of other activations are refused, not misread", () => {
+    const others = wireMaxima(MAXIMA, [[1, 1, 1, 1]]);
+    expect(() => new Strengths(new SparseActs(wireActs(DENSE)), others, [])).toThrow("do not belong");
   });
 });

@@ -74,7 +74,10 @@ test("filters by number, by token and by promoted text", async () => {
   };
   expect(await type("0")).toEqual([0]);
   expect(await type("city")).toEqual([0]);
+  head("feature").click();
   expect(await type("louvre")).toEqual([3]);
+  expect(el.querySelector(".gl-count")?.textContent).toBe("1 feature");
+  head("strength").click();
   expect(await type("nothing like it")).toEqual([]);
   expect(el.querySelector(".gl-none")?.textContent).toContain("filter");
   expect(await type("")).toEqual([3, 0, 2]);
@@ -113,4 +116,17 @@ test("of thousands of features only those in sight are drawn and asked for", asy
   scroller.scrollTop = 3000;
   scroller.dispatchEvent(new Event("scroll"));
   expect(rows()[0].getAttribute("aria-rowindex")).toBe("96");
+});
+test("a filter by text asks about every feature, and counts what it then finds", async () => {
+  const width = 1200;
+  model.state.acts = wireActs([Array(width).fill(0), Array.from({ length: width }, (_, i) => i + 1)]);
+  model.state.tokens = (model.state.tokens as unknown[]).slice(0, 2);
+  model.state.maxima = null;
+  await mount();
+  const filter = el.querySelector("input") as HTMLInputElement;
+  filter.value = "tea";
+  filter.dispatchEvent(new Event("input"));
+  await vi.advanceTimersByTimeAsync(200);
+  expect(el.querySelector(".gl-count")?.textContent).toBe(`${width - 1} features`);
+  expect(model.calls("facts").every((call) => (call.params.features as number[]).length <= 512)).toBe(true);
 });
