@@ -141,6 +141,13 @@ class Notebook:
             code,
         )
 
+    def wait_for_kernel(self, expression: str, *, seconds: float = 10) -> None:
+        """Until `expression` is true in the kernel: what a click changed there arrives a moment later."""
+        end = time.monotonic() + seconds
+        while (printed := self.run_in_kernel(f"print({expression})").strip()) != "True":
+            assert time.monotonic() < end, f"{expression} stayed {printed}"
+            time.sleep(0.05)
+
     def save(self) -> None:
         self.command("docmanager:save")
 

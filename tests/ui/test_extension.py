@@ -42,4 +42,4 @@ def test_without_the_tour_the_command_says_where_it_looked(context, tmp_path, br
         open_launcher(page, url)
         expect(page.locator(".jp-LauncherCard", has_text="Tour")).to_have_count(0)
         page.evaluate("window.jupyterapp.commands.execute('gemloupe:open-tour').then(() => null)")
-        expect(page.get_by_text("neither notebooks/tour.ipynb nor tour.ipynb exists")).to_be_visible()
+        expect(page.get_by_role("alert").get_by_text("No tour here")).to_be_visible()
