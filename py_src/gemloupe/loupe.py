@@ -143,7 +143,7 @@ class Loupe:
 
 def _plain(given: Any) -> Any:
     """What a user gave, as plain data; what is neither text nor a list stays as it is, and the engine refuses it."""
-    if hasattr(given, "tolist"):
+    if hasattr(given, "tolist") and not isinstance(given, memoryview):  # bytes are no ids
         given = given.tolist()
     if isinstance(given, (list, tuple)):
         return tuple(dict(one) if isinstance(one, Mapping) else one for one in given)

@@ -58,8 +58,9 @@ def token_text(tokenizer: Any, ident: int) -> str:
 
 
 def _listlike(given: Any) -> bool:
-    array = getattr(given, "ndim", 0) > 0  # numpy's and torch's
-    return array or (isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray, memoryview)))
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return False
+    return isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0  # numpy's and torch's arrays are no Sequence
 
 
 def _check_encodable(text: str) -> None:

@@ -52,3 +52,4 @@ def _join(one: TraceView, two: TraceView) -> None:
     names = ["site", "selection", "palette"]
     one.observe(lambda _change: copy(one, two), names)
     two.observe(lambda _change: copy(two, one), names)
+    copy(one, two)

@@ -88,9 +88,13 @@ class TraceView(LiveWidget):
         self.trace = trace
         self._facts_of = facts_of
         first = read_selection(selected, trace)
-        if site is None:
-            site = first.feature.site if first.feature else _first_shown(trace)
-        shown = "" if site is None else str(self._open_site(site))
+        if site is not None:
+            site = self._open_site(site)
+        if first.feature is not None:
+            site = first.feature.site  # a feature is shown at its own site, whatever else was asked for
+        elif site is None:
+            site = _first_shown(trace)
+        shown = "" if site is None else str(site)
         super().__init__(
             about={key: trace.about.get(key) for key in ("model", "scope", "device", "dtype")} | {"note": ""},
             tokens=[wire_token(token) for token in trace.tokens],
@@ -139,8 +143,8 @@ class TraceView(LiveWidget):
         return {"token": found.position, "feature": found.feature and str(found.feature)}
 
     @traitlets.observe("selection")
-    def _selection_changed(self, change: Any) -> None:
-        feature = change["new"].get("feature")
+    def _selection_changed(self, _change: Any) -> None:
+        feature = self.selection.get("feature")
         if feature is not None:
             self.site = str(FeatureId.of(feature).site)
 
