@@ -22,8 +22,8 @@ TESTS ?= tests/py
 
 .PHONY: lab test lint types unit vitest ui watch bench model setup chromium clean
 
-lab: model
-	$(BIN)/jupyter lab notebooks/tour.ipynb
+lab: model py_src/gemloupe/static/.stamp
+	$(BIN)/jupyter lab notebooks/tour.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 test: lint types vitest unit ui
 
