@@ -19,6 +19,9 @@ NPM = PATH="$(NODE_DIR)/bin:$$PATH" $(NODE) $(NODE_DIR)/lib/node_modules/npm/bin
 
 WIDGETS := $(shell find js schema -type f -not -path 'js/lab/lib/*' 2>/dev/null) package.json package-lock.json
 TESTS ?= tests/py
+# Tests run in so many processes, each with its own share of the cores.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: lab test lint types unit vitest ui watch bench model setup chromium clean
 
@@ -66,10 +69,10 @@ vitest: node_modules/.installed
 	$(NPM) run --silent test
 
 unit: model py_src/gemloupe/static/.stamp
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) --dist loadfile $(TESTS)
 
 ui: model py_src/gemloupe/static/.stamp chromium
-	$(BIN)/python -m pytest tests/ui
+	$(PYTEST) --dist worksteal tests/ui
 
 # Debian's Chromium, unless CHROMIUM names another one.
 chromium:

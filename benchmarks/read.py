@@ -26,10 +26,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+from gemloupe.load.find import BUILTIN_SCOPE
 from gemloupe.load.model import LoadedModel, load_model
 from gemloupe.load.sae import Sae
 from gemloupe.load.scope import Scope
-from gemloupe.loupe import _BUILTIN_SCOPE
 from gemloupe.run.capture import body, reading
 from gemloupe.run.encode import can_screen
 from gemloupe.run.read import read
@@ -265,8 +265,8 @@ def main() -> None:
     says = f"{apart} of {entries:,} entries differ, values by at most {largest:.1e} (relative)"
     rows.append(("features against the float32 product", says))
     wire = {f"{WIDTH:,} random": found[sites[len(sites) // 2]]}
-    if (_BUILTIN_SCOPE / "manifest.json").exists():
-        scope = Scope.open(_BUILTIN_SCOPE)
+    if (BUILTIN_SCOPE / "manifest.json").exists():
+        scope = Scope.open(BUILTIN_SCOPE)
         site = scope.sites[len(scope.sites) // 2]
         builtin = {site: scope.load(site).to(loaded.device)}
         wire[f"{builtin[site].width:,} built-in, {site}"] = ours(loaded, ids, builtin)()[site]
@@ -277,7 +277,7 @@ def main() -> None:
         imports = in_new_process(IMPORT, 5)
         torch_too = "torch imported" if any(heavy for _, heavy in imports) else "torch not imported"
         rows.append(("import gemloupe", f"{statistics.median(t for t, _ in imports):.3f} s, {torch_too}"))
-        model = "" if (_BUILTIN_SCOPE / "manifest.json").exists() else f"{str(loaded.folder)!r}, "
+        model = "" if (BUILTIN_SCOPE / "manifest.json").exists() else f"{str(loaded.folder)!r}, "
         opens = in_new_process(OPEN.format(model=model, device=options.device), 3)
         whole, libraries = (statistics.median(column) for column in zip(*opens, strict=True))
         rows.append(("gl.open() in a new kernel", f"{whole:.1f} s, of which torch and transformers {libraries:.1f} s"))

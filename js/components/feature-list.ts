@@ -44,6 +44,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
       const known = facts(feature);
       if (entry.filled || known === undefined) continue;
       entry.filled = true;
+      if (known.label) entry.row.querySelector(".gl-row-name")?.replaceChildren(known.label);
       entry.promoted.replaceChildren(...known.promotes.slice(0, PROMOTED).map(([text]) => chip(text)));
     }
   };
@@ -77,6 +78,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
           text: rawText(active.raw),
           attrs: { title: "raw activation" },
         }),
+        h("span", { class: "gl-row-name" }),
         promoted,
       );
       rows.set(active.feature, { row, promoted, filled: false });

@@ -74,7 +74,10 @@ export function featureRows({ onSelect, onNeeded, facts, tokenText, signal }: Fe
     if (words === "") return true;
     if (String(row.feature).includes(words)) return true;
     if (tokenText(row.token).toLowerCase().includes(words)) return true;
-    return (facts(row.feature)?.promotes ?? []).some(([text]) => text.toLowerCase().includes(words));
+    const known = facts(row.feature);
+    return [known?.label ?? "", ...(known?.promotes ?? []).map(([text]) => text)].some((text) =>
+      text.toLowerCase().includes(words),
+    );
   };
   const worth = (row: Peak): number => {
     if (column === "strength") return row.shade;
@@ -137,7 +140,12 @@ export function featureRows({ onSelect, onNeeded, facts, tokenText, signal }: Fe
         class: "gl-td-density gl-number gl-quiet",
         text: known === undefined ? "" : known.density === null ? "?" : percentText(known.density),
       }),
-      h("div", { class: "gl-td-promotes" }, ...(known?.promotes ?? []).slice(0, PROMOTED).map(([text]) => chip(text))),
+      h(
+        "div",
+        { class: "gl-td-promotes" },
+        ...(known?.label ? [h("b", { text: known.label })] : []),
+        ...(known?.promotes ?? []).slice(0, PROMOTED).map(([text]) => chip(text)),
+      ),
     ];
     for (const cell of cells) cell.setAttribute("role", "gridcell");
     const line = h(

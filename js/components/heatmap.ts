@@ -7,8 +7,10 @@ import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
 import { aboutLine } from "./about";
 import { banner } from "./banner";
+import { type Below, below } from "./below";
 import { h } from "./dom";
 import { featureList } from "./feature-list";
+import { fidelityLight } from "./fidelity-light";
 import { keys } from "./keys";
 import { legend } from "./legend";
 import { sitePicker } from "./site-picker";
@@ -24,20 +26,39 @@ import "./heatmap.css";
 const TOP = 5;
 const LONGEST_LIST = 500;
 
-export function heatmap(options: ViewOptions): View {
-  const { selection, palette, facts, onError, signal } = options;
+export interface HeatmapOptions extends ViewOptions {
+  /** Opens the card of a feature under the text, and closes it. */
+  card: { open(feature: string): Promise<unknown>; close(): Promise<unknown> };
+}
+
+export function heatmap(options: HeatmapOptions): View & { below: Below } {
+  const { selection, palette, facts, fidelity, measure, onError, signal } = options;
   let picture: Picture | null = null;
   let factsWanted = new AbortController();
   let listed: string | null = null;
+  let measuring: { site: string; failed: boolean } | null = null;
   const hover = local<number | null>(null);
 
   const choice = choices(options, () => picture);
 
   const messages = banner();
   const sites = sitePicker((site) => choice.pickSite(site, sites), signal);
+  const light = fidelityLight(signal);
   const key = legend((name) => palette.set(name), signal);
   const card = tooltip();
   const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Clear (Escape)" } });
+  const settle = (answer: Promise<unknown>) =>
+    answer.then(
+      () => onError("card", null),
+      (error) => onError("card", error),
+    );
+  const opener = h("button", { class: "gl-opener", text: "card", attrs: { type: "button" } });
+  opener.addEventListener("click", () => openCard(), { signal });
+  const openCard = () => {
+    const { feature } = selection.get();
+    if (feature !== null && picture?.live) settle(options.card.open(feature));
+  };
+  const under = below(() => settle(options.card.close()), signal);
   const strip = tokenStrip({ onHover: (token) => hover.set(token), onSelect: choice.pickToken, signal });
   const next = h("div", { class: "gl-next" });
   const list = featureList({
@@ -47,15 +68,16 @@ export function heatmap(options: ViewOptions): View {
     signal,
   });
   const side = h("div", { class: "gl-side" }, list.el, next);
-  const about = aboutLine("← → tokens · j k features · [ ] sites · Esc clears");
+  const about = aboutLine("← → tokens · j k features · c card · [ ] sites · Esc clears");
   const live = h("div", { class: "gl-unseen", attrs: { role: "status", "aria-live": "polite" } });
   const root = h(
     "div",
     { class: "gl-root gl-heatmap" },
-    h("div", { class: "gl-head" }, sites.el, clear, key.el),
+    h("div", { class: "gl-head" }, sites.el, clear, opener, light.el, key.el),
     messages.el,
     h("div", { class: "gl-body" }, h("div", { class: "gl-page" }, strip.el), side),
     about.el,
+    under.el,
     live,
     card.el,
   );
@@ -98,6 +120,9 @@ export function heatmap(options: ViewOptions): View {
     list.select(feature);
     clear.hidden = feature === null;
     clear.textContent = feature === null ? "" : `${selection.get().feature} ×`;
+    opener.hidden = clear.hidden || !picture?.live;
+    opener.setAttribute("aria-label", `Card of ${selection.get().feature}`);
+    opener.title = "What does this feature mean? Opens its card";
     clear.setAttribute("aria-label", `Feature ${selection.get().feature} colours the text. Clear`);
     if (!strengths) key.show(picture?.site ? "" : "no site open: tokens and guesses only", null);
     else if (feature === null)
@@ -148,6 +173,27 @@ export function heatmap(options: ViewOptions): View {
     }
   };
 
+  const drawLight = () => {
+    const site = picture?.site ?? "";
+    const known = fidelity.get();
+    if (!site) light.show("hidden");
+    else if (known?.site === site) light.show(known);
+    else light.show(measuring?.site === site && !measuring.failed ? "waiting" : null);
+  };
+
+  /** Nothing is wrong in silence: what was not measured while reading is asked for once it is looked at. */
+  const wantLight = () => {
+    if (!picture?.live || !picture.site || fidelity.get()?.site === picture.site) return;
+    if (measuring?.site === picture.site) return;
+    const asked = { site: picture.site, failed: false };
+    measuring = asked;
+    measure(asked.site, signal).catch(() => {
+      // A trace from a file, or a closed loupe: the light says that it was not measured.
+      asked.failed = true;
+      drawLight();
+    });
+  };
+
   const drawCard = (token: number | null) => {
     const anchor = token === null ? undefined : strip.at(token);
     if (!picture || token === null || !anchor) {
@@ -181,6 +227,7 @@ export function heatmap(options: ViewOptions): View {
     drawColours();
     announce();
   }, signal);
+  fidelity.subscribe(drawLight, signal);
   const recolour = () => {
     paint(palette.get());
     key.setPalette(palette.get());
@@ -206,6 +253,7 @@ export function heatmap(options: ViewOptions): View {
       ArrowDown: () => strip.move("down"),
       Home: () => strip.move("first"),
       End: () => strip.move("last"),
+      c: openCard,
       j: () => choice.setFeature(list.step(1)),
       k: () => choice.setFeature(list.step(-1)),
       "[": () => choice.pickSite(sites.step(-1), sites),
@@ -231,6 +279,7 @@ export function heatmap(options: ViewOptions): View {
   return {
     el: root,
     banner: messages,
+    below: under,
     show(given) {
       const sameText = picture?.tokens === given.tokens;
       const otherSite = picture !== null && picture.site !== given.site;
@@ -242,6 +291,8 @@ export function heatmap(options: ViewOptions): View {
       about.show(given.about);
       drawList();
       drawColours();
+      wantLight();
+      drawLight();
       if (otherSite) live.textContent = given.site ? `site ${given.site}` : "no site open";
     },
   };

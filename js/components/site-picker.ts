@@ -3,12 +3,20 @@
 import { h } from "./dom";
 import "./site-picker.css";
 
+/** Kinds in the order they are listed. Within one, layers; so a step leads to the next layer of the same kind. */
+const KINDS = new Map([
+  ["res", "residual stream"],
+  ["mlp", "MLP"],
+  ["att", "attention"],
+  ["transcoder", "transcoder"],
+]);
+
 export interface SitePicker {
   el: HTMLElement;
   show(sites: string[], site: string, enabled: boolean): void;
   /** Shows that another site is on its way; `null` when it is not. */
   wait(site: string | null): void;
-  /** The site `by` steps further in forward order, or undefined at the end. */
+  /** The site `by` steps further in the list, or undefined at the end. */
   step(by: -1 | 1): string | undefined;
 }
 
@@ -18,6 +26,7 @@ export function sitePicker(onPick: (site: string) => void, signal: AbortSignal):
   const after = h("button", { class: "gl-step", text: "›", attrs: { type: "button", "aria-label": "Next site" } });
   const el = h("div", { class: "gl-sites" }, before, select, after);
   let sites: string[] = [];
+  let listed = "";
   let shown = "";
   let live = true;
 
@@ -47,14 +56,20 @@ export function sitePicker(onPick: (site: string) => void, signal: AbortSignal):
     el,
     step,
     show(given, site, enabled) {
-      if (given.join() !== sites.join() || site !== shown) {
-        sites = given;
+      if (given.join() !== listed || site !== shown) {
+        listed = given.join();
+        const groups = [...new Set([...KINDS.keys(), ...given.map(kindOf)])]
+          .map((kind) => ({ kind, names: given.filter((name) => kindOf(name) === kind) }))
+          .filter(({ names }) => names.length > 0);
+        sites = groups.flatMap(({ names }) => names);
         shown = site;
-        const names = sites.includes(site) ? sites : [site, ...sites];
         select.replaceChildren(
-          ...names.map((name) =>
-            h("option", { text: name || "no site", attrs: { value: name, disabled: name === "" } }),
-          ),
+          ...(given.includes(site) ? [] : [option(site)]),
+          ...(groups.length > 1
+            ? groups.map(({ kind, names }) =>
+                h("optgroup", { attrs: { label: KINDS.get(kind) ?? kind } }, ...names.map(option)),
+              )
+            : sites.map(option)),
         );
         select.value = site;
       }
@@ -69,3 +84,8 @@ export function sitePicker(onPick: (site: string) => void, signal: AbortSignal):
     },
   };
 }
+
+const kindOf = (site: string) => site.split(".")[0] ?? site;
+
+const option = (name: string) =>
+  h("option", { text: name || "no site", attrs: { value: name, disabled: name === "" } });

@@ -2,6 +2,7 @@
 
 import type { PaletteName } from "../core/colour";
 import { type Facts, featureName, NOTHING, parseFeature, type Selection } from "../core/feature";
+import type { Fidelity } from "../core/fidelity";
 import type { Picture } from "../core/picture";
 import type { Value } from "../core/synced";
 import type { Banner } from "./banner";
@@ -16,6 +17,10 @@ export interface ViewOptions {
   };
   /** Resolves when the kernel has answered; the picture then changes by itself. */
   openSite(site: string, signal: AbortSignal): Promise<void>;
+  /** How well the SAE of the site shown fits; null until it was measured. */
+  fidelity: Value<Fidelity | null>;
+  /** Asks for `fidelity` of a site, which then changes by itself. */
+  measure(site: string, signal: AbortSignal): Promise<void>;
   /** Something about a subject failed; `null` when it works again. */
   onError(subject: string, error: unknown): void;
   signal: AbortSignal;

@@ -21,6 +21,8 @@ export interface Facts {
   mean: number | null;
   promotes: [text: string, logit: number][];
   suppresses: [text: string, logit: number][];
+  /** What someone says it is about; missing where nobody did. */
+  label?: string;
 }
 
 export interface Selection {

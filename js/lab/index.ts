@@ -1,4 +1,5 @@
 import { reopened } from "./reopened";
+import { sidebar } from "./sidebar";
 import { tour } from "./tour";
 
-export default [tour, reopened];
+export default [tour, reopened, sidebar];

@@ -5,6 +5,7 @@ import type { View, ViewOptions } from "../components/view";
 import { paletteOf } from "../core/colour";
 import { FactsCache } from "../core/facts";
 import type { Selection } from "../core/feature";
+import { readFidelity } from "../core/fidelity";
 import { heartbeat } from "../core/heartbeat";
 import { type Model, PROTOCOL } from "../core/model";
 import type { About, Picture } from "../core/picture";
@@ -20,8 +21,8 @@ export interface RenderProps {
   signal: AbortSignal;
 }
 
-const SILENT = "The kernel does not answer (busy or stopped). What is shown stays.";
-const OTHER_VERSION =
+export const SILENT = "The kernel does not answer (busy or stopped). What is shown stays.";
+export const OTHER_VERSION =
   "Reload the page: widget and kernel are of different versions. If that does not help, restart the kernel.";
 
 export function readSelection(given: unknown): Selection {
@@ -65,6 +66,8 @@ export function connect(model: Model, banner: () => Banner, signal: AbortSignal)
     palette: trait(model, "palette", paletteOf),
     facts: new FactsCache(rpc),
     openSite: (site, wanted) => rpc.call("site", { site }, { signal: wanted }),
+    fidelity: trait(model, "fidelity", readFidelity),
+    measure: (site, wanted) => rpc.call("fidelity", { site }, { signal: wanted }),
     onError(subject, error) {
       if (isAbort(error)) return;
       if (error !== null && error !== undefined) console.warn("gemloupe:", error);

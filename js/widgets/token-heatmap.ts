@@ -1,15 +1,21 @@
 /** A text with its features, for any host of anywidgets. */
 
 import { heatmap } from "../components/heatmap";
-import type { View } from "../components/view";
-import { connect, keepShown, type RenderProps } from "./_connect";
+import { type Host, showBelow } from "./_below";
+import { connect, isLive, keepShown, type RenderProps } from "./_connect";
 import { mount } from "./_static";
 
-function render(props: RenderProps): void {
-  const { model, signal } = props;
+function render(props: RenderProps & { host?: Host }): void {
+  const { model, signal, host } = props;
   const connection = connect(model, () => view.banner, signal);
-  const view: View = heatmap(connection);
-  keepShown(props, view, connection.rpc);
+  const { rpc } = connection;
+  const card = {
+    open: (feature: string) => rpc.call("card", { feature }, { signal }),
+    close: () => rpc.call("uncard", {}, { signal }),
+  };
+  const view: ReturnType<typeof heatmap> = heatmap({ ...connection, card });
+  keepShown(props, view, rpc);
+  if (host && isLive(model)) showBelow(model, "below", host, view, signal);
 }
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {

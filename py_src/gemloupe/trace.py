@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import refuse
 from .feature import FeatureId, whole
+from .fidelity import Fidelities, Fidelity
 from .site import Site
 from .sparse import SparseActs
 
@@ -100,7 +101,8 @@ class Trace:
     `acts` holds a `SparseActs` [token, feature] per open site (rows of special tokens are empty: SAEs are not
     trained on them). `maxima` holds each feature's own largest known activation, float32 [feature] with nan for
     unknown, per site. `guesses` holds the model's next-token guesses after each token, or None where they were
-    not asked for. `about` says which model, scope, device and dtype made it.
+    not asked for. `about` says which model, scope, device and dtype made it. `known_fidelity` holds what was
+    measured of the SAEs while reading; `fidelity` measures the rest when it is asked for.
     """
 
     tokens: tuple[Token, ...]
@@ -108,6 +110,8 @@ class Trace:
     maxima: Mapping[Site, np.ndarray] = field(default_factory=dict)
     guesses: tuple[tuple[Guess, ...] | None, ...] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    known_fidelity: Mapping[Site, Fidelity] = field(default_factory=dict, repr=False)
+    measure: Callable[[Trace, tuple[Site, ...]], Mapping[Site, Fidelity]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         maxima = {}
@@ -120,11 +124,23 @@ class Trace:
         object.__setattr__(self, "acts", MappingProxyType({site: self.acts[site] for site in sorted(self.acts)}))
         object.__setattr__(self, "maxima", MappingProxyType(maxima))
         object.__setattr__(self, "about", MappingProxyType(dict(self.about)))
+        measure = self.measure
+        judge = None if measure is None else lambda sites: measure(self, sites)
+        object.__setattr__(self, "_fidelity", Fidelities(tuple(self.acts), self.known_fidelity, judge))
 
     @property
     def text(self) -> str:
         """The text that was read, without special tokens."""
         return b"".join(token.bytes for token in self.tokens).decode("utf-8", "replace")
+
+    @property
+    def fidelity(self) -> Fidelities:
+        """How well each SAE fits this text: `trace.fidelity["res.12"].light` is green, amber, red or unknown.
+
+        A site is measured when it is first asked for, with another pass of the loupe that read the trace. A trace from
+        a file, or of a loupe that is closed, only has what was measured before: 'fidelity-unknown'.
+        """
+        return self._fidelity  # type: ignore[attr-defined]
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -243,6 +259,7 @@ class Trace:
             if self.guesses is None
             else [None if g is None else [[x.id, x.text, x.probability] for x in g] for g in self.guesses],
             "about": dict(self.about),
+            "fidelity": [{**vars(one), "site": str(one.site)} for one in self.fidelity.known.values()],
         }
         path = Path(path)
         path.write_bytes(save(arrays, metadata={"gemloupe.trace": json.dumps(head)}))
@@ -279,7 +296,9 @@ class Trace:
             guesses = head["guesses"]
             if guesses is not None:
                 guesses = tuple(None if g is None else tuple(Guess(*x) for x in g) for g in guesses)
-            return cls(tokens, acts, maxima, guesses, head["about"])
+            measured = [Fidelity(**{**one, "site": Site.of(one["site"])}) for one in head.get("fidelity", ())]
+            known = {one.site: one for one in measured if one.site in acts}
+            return cls(tokens, acts, maxima, guesses, head["about"], known)
         except (
             SafetensorError,
             LookupError,

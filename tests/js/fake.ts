@@ -73,6 +73,15 @@ export function sampleState(): Record<string, unknown> {
     selection: { token: null, feature: null },
     palette: "blue",
     facts: null,
+    fidelity: {
+      site: "res.12",
+      light: "green",
+      reason: "40 features on per token",
+      tokens: 20,
+      l0: 40,
+      declaredL0: 41,
+      fvu: 0.2,
+    },
   };
 }
 

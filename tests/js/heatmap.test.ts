@@ -37,6 +37,41 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
+describe("the card of a feature", () => {
+  test("opens for the selected feature, by button or key, and closes", async () => {
+    const host = {
+      getWidget: async (ref: string) => ({
+        render: async ({ el }: { el: HTMLElement }) => {
+          el.textContent = `card ${ref}`;
+        },
+      }),
+    };
+    widget.render({ model, el, signal: life.signal, host } as never);
+    expect(one(".gl-opener").hidden).toBe(true);
+    press(tokens()[2], "c");
+    expect(model.calls("card")).toEqual([]);
+    model.update({ selection: { token: null, feature: "res.12/0" } });
+    expect(one(".gl-opener").getAttribute("aria-label")).toBe("Card of res.12/0");
+    one(".gl-opener").click();
+    press(tokens()[2], "c");
+    expect(model.calls("card").map((call) => call.params)).toEqual([{ feature: "res.12/0" }, { feature: "res.12/0" }]);
+    expect(one(".gl-below").hidden).toBe(true);
+    model.update({ below: "anywidget:7" });
+    await vi.waitFor(() => expect(one(".gl-below").textContent).toContain("card anywidget:7"));
+    one(".gl-below button").click();
+    expect(model.calls("uncard").length).toBe(1);
+    model.update({ below: null });
+    await settled();
+    expect(one(".gl-below").hidden).toBe(true);
+  });
+  test("is not offered by a saved picture", () => {
+    model = new FakeModel({ ...sampleState(), facts: {}, selection: { token: null, feature: "res.12/0" } });
+    mount();
+    expect(one(".gl-clear").hidden).toBe(false);
+    expect(one(".gl-opener").hidden).toBe(true);
+  });
+});
+
 describe("colours", () => {
   test("without a feature every token has its strongest, special tokens nothing", () => {
     mount();
@@ -56,6 +91,16 @@ describe("colours", () => {
     expect(shades()).toEqual([0, 0, expect.closeTo(0.918, 3), expect.closeTo(0.475, 3), 0]);
     expect(model.sent.length).toBe(asked);
     expect(one(".gl-legend").textContent).toContain("1.0 (raw 10.0)");
+  });
+  test("a feature that someone named shows its name, the others none", async () => {
+    model.answer = ({ method, params }) =>
+      method === "facts"
+        ? Object.fromEntries((params.features as number[]).map((f) => [f, f ? FACTS : { ...FACTS, label: "<b>zero" }]))
+        : null;
+    mount();
+    await settled();
+    const names = rows().map((row) => [row.dataset.feature, row.querySelector(".gl-row-name")?.textContent]);
+    expect(names.filter(([, name]) => name)).toEqual([["0", "<b>zero"]]);
   });
   test("a feature without a known maximum says so", () => {
     model.state.selection = { token: null, feature: "res.12/3" };

@@ -49,6 +49,19 @@ test("one row per feature that is on, the strongest first, with what is known of
   expect(rows()[0].textContent).toContain("?");
   expect(rows()[2].querySelector(".gl-td-density")?.textContent).toBe("?");
 });
+test("a label stands before the promoted tokens and passes the filter", async () => {
+  model.answer = ({ params }) =>
+    Object.fromEntries(
+      (params.features as number[]).map((f) => [f, f === 0 ? { ...facts(f), label: "names of <cities>" } : facts(f)]),
+    );
+  await mount();
+  expect(rows()[1].querySelector(".gl-td-promotes")?.firstChild?.textContent).toBe("names of <cities>");
+  const filter = el.querySelector("input") as HTMLInputElement;
+  filter.value = "Cities";
+  filter.dispatchEvent(new Event("input"));
+  await vi.advanceTimersByTimeAsync(300);
+  expect(features()).toEqual([0]);
+});
 test("sorts by any column, and says so", async () => {
   await mount();
   head("raw").click();

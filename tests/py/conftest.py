@@ -62,6 +62,14 @@ def tiny_scope(loaded, folder, sites=SITES, seed=0):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory):
+    """Labels and notes of tests must not end up among the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMLOUPE_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory):
     """kind -> (model folder, scope folder). The models are instruction-tuned ones: they have a chat template."""

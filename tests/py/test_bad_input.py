@@ -246,7 +246,7 @@ def test_an_sae_damaged_after_opening_is_refused_at_the_reading(tiny_folders, tm
     model = tiny_folders["gemma3"][0]
     scope = tiny_scope(load_model(model, device="cpu"), tmp_path / "scope")
     with gl.open(model, scope=scope, device="cpu") as loupe:
-        file = scope / "res.2" / "sae_int8.safetensors"
+        file = scope / "res.2" / "sae_int8.safetensors.zlib"
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)

@@ -27,8 +27,8 @@ from gemloupe.engine.protocol import (
     Description,
     Engine,
     Failed,
-    Generated,
     GenerateRequest,
+    Generation,
     Job,
     NewToken,
     Progress,
@@ -213,8 +213,8 @@ def test_generation_streams_what_it_returns(engine):
     job = engine.generate(GenerateRequest("The cat", 12))
     events = ends(job)
     new = [event for event in events if isinstance(event, NewToken)]
-    value = events[-1].value
-    assert isinstance(value, Generated) and job.result() is value
+    (value,) = events[-1].value
+    assert isinstance(value, Generation) and job.result()[0] is value
     assert [event.index for event in new] == list(range(len(new)))
     assert [event.id for event in new] == [token.id for token in value.tokens]
     assert [event.logprob for event in new] == list(value.logprobs)
@@ -224,7 +224,7 @@ def test_generation_streams_what_it_returns(engine):
 
 
 def test_generation_keeps_the_prompt_as_typed(engine):
-    value = engine.generate(GenerateRequest("a ▁ b", 2)).result(SOON)
+    (value,) = engine.generate(GenerateRequest("a ▁ b", 2)).result(SOON)
     assert b"".join(token.bytes for token in value.prompt).decode() == "a ▁ b"
     end = len("a ▁ b")
     assert value.tokens[0].special or value.tokens[0].start >= end - 1
@@ -232,7 +232,7 @@ def test_generation_keeps_the_prompt_as_typed(engine):
 
 def test_generation_is_repeatable_by_seed(engine):
     def text(**options):
-        return engine.generate(GenerateRequest("The", 16, **options)).result(SOON).tokens
+        return engine.generate(GenerateRequest("The", 16, **options)).result(SOON)[0].tokens
 
     assert text() == text(seed=5)  # temperature 0: no chance in it
     assert text(temperature=1e-12) == text()
@@ -280,7 +280,7 @@ def test_more_guesses_than_words_are_all_words(engine):
 
 def test_any_temperature_that_is_a_number_works(engine):
     for temperature in (1e-300, 5e-324, 1e30, 1e300, np.float32(0.5), 1):
-        assert engine.generate(GenerateRequest("The", 2, temperature)).result(SOON).tokens
+        assert engine.generate(GenerateRequest("The", 2, temperature)).result(SOON)[0].tokens
 
 
 # events

@@ -26,7 +26,20 @@ ROOMS = (
     "serve",
     "cli",
 )
-VOCABULARY = ("errors", "site", "feature", "sparse", "trace", "edits")
+VOCABULARY = (
+    "errors",
+    "site",
+    "feature",
+    "sparse",
+    "fidelity",
+    "trace",
+    "edits",
+    "budget",
+    "evidence",
+    "label",
+    "evolution",
+    "evolution_figures",
+)
 TORCH_ROOMS = ("load", "run", "train")
 OTHER_LIBRARIES = ("sae_lens", "transformer_lens")
 

@@ -1,4 +1,4 @@
-"""One pass over a text, in chunks or not, and generation: checked against Hugging Face's own forward pass."""
+"""One pass over a text, in chunks or not: checked against Hugging Face's own forward pass."""
 
 import copy
 import importlib
@@ -14,12 +14,9 @@ from gemloupe.engine.job import Stop
 from gemloupe.errors import Refusal
 from gemloupe.load.sae import Sae
 from gemloupe.run.capture import Enough, body, reading, width_of
-from gemloupe.run.generate import generate
 from gemloupe.run.read import read
 from gemloupe.site import Site
 from tiny import TEXT, WINDOW, tiny_config
-
-generation = importlib.import_module("gemloupe.run.generate")
 
 
 def text_ids(loupe, count=60):
@@ -383,88 +380,6 @@ def test_a_text_of_8000_tokens_needs_far_less_than_its_attention_scores():
     scores = 4 * count * count * 4  # heads x tokens x tokens, float32: 1 GB
     assert 0 < peak[0] - before < scores / 3
     assert found.acts[site].shape == (count, 64) and found.acts[site].nnz > 0
-
-
-# --- generation ---
-
-
-def generated(loupe, ids, count=12, temperature=0.0, seed=0, stop=()):
-    model = loupe.engine.loaded.model
-    return list(generate(model, ids, max_new_tokens=count, temperature=temperature, seed=seed, stop=stop))
-
-
-def test_temperature_zero_is_hugging_faces_greedy_text(tiny_loupe):
-    ids, model = text_ids(tiny_loupe), tiny_loupe.engine.loaded.model
-    given = torch.tensor([ids])
-    theirs = model.generate(
-        given, attention_mask=torch.ones_like(given), max_new_tokens=12, min_new_tokens=12, do_sample=False
-    )
-    assert [name for name, _ in generated(tiny_loupe, ids)] == theirs[0, 60:].tolist()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
-@pytest.mark.parametrize("chunk", [7, 33, 512])
-def test_each_step_is_what_the_whole_text_without_a_cache_gives(tiny_loupe, monkeypatch, chunk, temperature):
-    monkeypatch.setattr(generation, "CHUNK", chunk)
-    ids = text_ids(tiny_loupe, 50)
-    steps = generated(tiny_loupe, ids, temperature=temperature, seed=3)
-    assert len(steps) == 12
-    logits = hugging_face(tiny_loupe.engine.loaded.model, ids + [name for name, _ in steps])
-    for index, (name, share) in enumerate(steps):
-        row = logits[49 + index]
-        # under the model, whatever the temperature
-        assert share == pytest.approx(float(row.log_softmax(-1)[name]), abs=1e-4)
-        if temperature == 0:
-            assert name == int(row.argmax())
-
-
-def test_the_seed_decides(tiny_loupe):
-    ids = text_ids(tiny_loupe)
-    one = generated(tiny_loupe, ids, temperature=1.0, seed=1)
-    torch.manual_seed(99)  # the user's own stream of random numbers neither matters nor moves
-    state = torch.get_rng_state()
-    assert generated(tiny_loupe, ids, temperature=1.0, seed=1) == one
-    assert torch.equal(torch.get_rng_state(), state)
-    others = {tuple(generated(tiny_loupe, ids, temperature=1.0, seed=seed)) for seed in range(2, 6)}
-    assert len(others | {tuple(one)}) == 5
-    assert generated(tiny_loupe, ids, seed=1) == generated(tiny_loupe, ids, seed=2)
-
-
-def test_samples_follow_the_probabilities(tiny_loupe):
-    ids = text_ids(tiny_loupe)
-    shares = (hugging_face(tiny_loupe.engine.loaded.model, ids)[-1] / 0.8).softmax(-1)
-    drawn = [generated(tiny_loupe, ids, count=1, temperature=0.8, seed=seed)[0][0] for seed in range(300)]
-    likeliest = int(shares.argmax())
-    expected, share = float(shares[likeliest]), drawn.count(likeliest) / 300
-    assert abs(share - expected) < 4 * (expected * (1 - expected) / 300) ** 0.5 + 1e-9
-    assert len(set(drawn)) > 1
-
-
-def test_it_ends_with_a_stop_token_or_at_the_limit(tiny_loupe):
-    ids = text_ids(tiny_loupe)
-    free = generated(tiny_loupe, ids)
-    stop = free[4][0]
-    first = [name for name, _ in free].index(stop)
-    assert generated(tiny_loupe, ids, stop={stop}) == free[: first + 1]
-    assert len(generated(tiny_loupe, ids, count=1)) == 1
-
-
-def test_generation_asks_whether_to_go_on_before_every_step(tiny_loupe):
-    shares = []
-
-    def checkpoint(share):
-        shares.append(share)
-        if len(shares) == 4:
-            raise Stop
-
-    model, new = tiny_loupe.engine.loaded.model, []
-    steps = generate(
-        model, text_ids(tiny_loupe), max_new_tokens=10, temperature=0, seed=0, stop=(), checkpoint=checkpoint
-    )
-    with pytest.raises(Stop):
-        new.extend(step for step in steps)
-    assert shares == [0, 0.1, 0.2, pytest.approx(0.3)]
-    assert hooks(model) == 0 and torch.is_inference_mode_enabled() is False
 
 
 def test_widths_are_those_of_the_tensors(tiny_loupe):

@@ -14,9 +14,10 @@ import torch
 from gemloupe.errors import Refusal
 from gemloupe.load.sae import Sae
 from gemloupe.run.capture import reading
+from gemloupe.run.promote import listable_tokens, promoted_tokens
 from gemloupe.site import Site
 from gemloupe.train import activations, jumprelu, text
-from gemloupe.train.evaluate import evaluate, feature_stats, listable_tokens, promoted_tokens, replacing
+from gemloupe.train.evaluate import evaluate, feature_stats, replacing
 from gemloupe.train.recipe import Scaling, Settings, train
 from tiny import tiny_model
 
@@ -312,6 +313,30 @@ def test_diverging_training_stops_and_names_the_last_good_checkpoint(tmp_path):
     refused("training-diverged", lambda: train(x, x[:500], SITE, settings))
 
 
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_checkpoint_before_it_goes_on(tmp_path, monkeypatch):
+    x, _ = planted(6000)
+    unbroken = train(x, x[:500], SITE, broken_settings())
+    step, calls = jumprelu.step, []
+
+    def spoiled(*given, **how):
+        calls.append(1)
+        result = step(*given, **how)
+        if len(calls) == 38:
+            result.loss = float("nan")
+        return result
+
+    monkeypatch.setattr(jumprelu, "step", spoiled)
+    message = refused("training-diverged", lambda: train(x, x[:500], SITE, broken_settings(), checkpoint=tmp_path))
+    assert "step 37 of res.2" in message
+    assert str(tmp_path / "checkpoint.safetensors") in message
+    steps = []
+    resumed = train(
+        x, x[:500], SITE, broken_settings(), checkpoint=tmp_path, progress=lambda report: steps.append(report["step"])
+    )
+    assert steps[0] == 31  # after the checkpoint at step 30
+    assert torch.equal(resumed.encoder, unbroken.encoder)
+
+
 def test_too_few_repeated_or_broken_activations_are_refused():
     x, _ = planted(4000)
     refused("training-no-text", lambda: train(x[:100], x, SITE, SMALL))
@@ -335,6 +360,13 @@ def test_packing_refuses_no_text_and_one_line_repeated():
     refused("training-no-text", lambda: text.pack([], Words(), bos=2, context=16))
     refused("training-no-text", lambda: text.pack(["short"], Words(), bos=2, context=16))
     refused("training-repeated", lambda: text.pack(["abc" * 5] * 100, Words(), bos=2, context=16))
+
+
+def test_one_line_repeated_in_one_file_is_seen_though_no_two_contexts_are_the_same():
+    line = "".join(chr(33 + (i * i) % 89) for i in range(96)) + "\n"
+    assert "meaningless" in refused("training-repeated", lambda: text.pack([line * 60], Words(), bos=2, context=64))
+    varied = ["".join(chr(33 + (i * i * k) % 89) for i in range(70)) for k in range(1, 60)]
+    assert len(text.pack(varied, Words(), bos=2, context=64)) == 59
 
 
 def test_packing_starts_every_row_with_bos_and_is_seeded():

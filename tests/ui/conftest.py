@@ -74,6 +74,9 @@ def notebook(
     yield make
     for one in opened:
         if not one.page.is_closed():
+            # The theme is a setting of the server: a test that failed in the dark would leave it to the next.
+            if one.page.evaluate("document.body.dataset.jpThemeLight === 'false'"):
+                one.command("apputils:change-theme", theme="JupyterLab Light")
             one.shut_down()
 
 

@@ -207,7 +207,10 @@ def test_dark_theme(shown, shot):
     light = colours(tokens_of(nb.cell(1)))
     nb.command("apputils:change-theme", theme="JupyterLab Dark")
     nb.page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    nb.page.wait_for_timeout(500)
+    for _ in range(50):  # the picture hears of the theme a moment after the page
+        if colours(tokens_of(nb.cell(1))) != light:
+            break
+        nb.page.wait_for_timeout(200)
     assert colours(tokens_of(nb.cell(1))) != light
     shot(nb.page, "dark")
     nb.command("apputils:change-theme", theme="JupyterLab Light")

@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class Stop(BaseException):
-    """Unwinds a cancelled request. Not an Exception, so that no `except Exception` on the way swallows it."""
+    """Unwinds a cancelled request. Not an Exception, so that no `except Exception` on the way swallows it.
+
+    Its argument, if it has one, is what was made so far.
+    """
 
 
 class ThreadJob(Generic[T]):
@@ -40,10 +43,10 @@ class ThreadJob(Generic[T]):
                 return
             if isinstance(event, TERMINAL):
                 self._end = event
+                self._ended.set()  # before anyone can read that it ended
             self._events.put(event)
             then = self._then if self._end is not None else []
         if self._end is not None:
-            self._ended.set()
             for call in then:
                 try:
                     call(event)
@@ -93,16 +96,17 @@ class ThreadJob(Generic[T]):
                 return value
             case Failed(error):
                 raise error
-            case _:
-                raise refuse("cancelled")
+            case Cancelled(partial):
+                raise refuse("cancelled", partial=partial)
+        raise AssertionError(self._end)
 
     def run(self) -> None:
         """Do the work, here and now."""
         try:
             self.checkpoint()
             value = self._work(self)
-        except Stop:
-            self.emit(Cancelled())
+        except Stop as stop:
+            self.emit(Cancelled(*stop.args))
         except BaseException as error:
             self.emit(Failed(error))
         else:

@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import threading
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ..budget import said
 from ..errors import refuse
+from ..evolution import Attribution, Evolution
 from ..feature import FeatureId, whole
-from ..run.generate import generate
+from ..fidelity import Fidelity
+from ..load.statistics import keep_stats, kept_file, kept_origin, kept_stats
+from ..run.capture import body, width_of
+from ..run.fidelity import Cost, costs
+from ..run.pages import Pager, beside, default_budget, footprint, mapped
+from ..run.promote import listable_tokens, promoted
 from ..run.read import CHUNK, Reading, read
+from ..run.together import read_together
 from ..run.tokens import token_text, tokenize
 from ..site import Site
+from ..sparse import SparseActs
 from ..trace import Guess, Token, Trace
+from .generation import GenerationJob, start, start_compare, start_mean
 from .job import ThreadJob, Worker
+from .layers import start_attribute, start_evolve, start_without
 from .protocol import (
+    AttributeRequest,
+    CompareRequest,
+    Comparison,
     Description,
+    EvolveRequest,
     FeatureFacts,
-    Generated,
     GenerateRequest,
-    NewToken,
+    MeanRequest,
     Progress,
+    PromoteRequest,
     ReadRequest,
+    TogetherRequest,
+    WithoutRequest,
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..load.gemma_scope import GemmaScope
     from ..load.model import LoadedModel
     from ..load.sae import FeatureStats, Sae
     from ..load.scope import ModelFacts, Scope
 
-
-# Logits divided by less than this overflow; the likeliest token has all the probability long before.
-_COLDEST = 1e-6
+T = TypeVar("T")
 
 
-def _temperature(given: Any) -> float:
-    try:
-        value = float(given) if isinstance(given, Real) and not isinstance(given, bool) else -1.0
-    except OverflowError:
-        value = float("inf")
-    if not 0 <= value < float("inf"):
-        raise refuse("temperature-unreadable", given=given)
-    return value if value >= _COLDEST else 0.0
+def _number(given: Any) -> float | None:
+    """A declared figure, if it is one that can be compared with."""
+    good = isinstance(given, (int, float)) and not isinstance(given, bool) and np.isfinite(given) and given > 0
+    return float(given) if good else None
 
 
 def model_facts(loaded: LoadedModel) -> ModelFacts:
     """What a scope checks before its SAEs are used with this model."""
     from ..load.scope import ModelFacts
-    from ..run.capture import body, width_of
 
     return ModelFacts(
         id=loaded.id,
@@ -64,15 +80,24 @@ def model_facts(loaded: LoadedModel) -> ModelFacts:
 class LocalEngine:
     """Runs requests on this machine. Implements `Engine`."""
 
-    def __init__(self, loaded: LoadedModel, scope: Scope | None = None, *, chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        scope: Scope | GemmaScope | None = None,
+        *,
+        chunk: int = CHUNK,
+        budget: int | None = None,
+    ) -> None:
+        """`budget`: bytes that SAEs may take on the model's device together, half of what is free there by default."""
         if scope is not None:
             scope.check_model(model_facts(loaded))
         self.loaded, self.scope = loaded, scope
         self._facts = model_facts(loaded)
         self._chunk = chunk
+        self._pages = self._pager(budget)
         self._worker = Worker("gemloupe-engine")
-        self._saes: dict[Site, Sae] = {}
         self._stats: dict[Site, FeatureStats] = {}
+        self._origins: dict[Site, str] = {}
         self._lock = threading.RLock()
         self._closed = False
 
@@ -82,7 +107,7 @@ class LocalEngine:
     def sites(self) -> tuple[Site, ...]:
         return () if self.scope is None else self.scope.sites
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self._closed:
             raise refuse("engine-closed")
 
@@ -91,23 +116,127 @@ class LocalEngine:
             raise refuse("site-not-open", site=site, open=", ".join(map(str, self.sites)) or "none")
         return site
 
+    def open_sites(self, given: Iterable[Site] | None) -> tuple[Site, ...]:
+        """Those of `given` (None: all), each of which must be open."""
+        return self.sites if given is None else tuple(dict.fromkeys(self._site(site) for site in given))
+
     def sae(self, site: Site) -> Sae:
-        """The SAE at an open site, on the model's device; read and checked the first time it is asked for."""
-        self._check_open()
-        assert self.scope is not None or self._site(site)
-        with self._lock:
-            if site not in self._saes:
-                assert self.scope is not None
-                self._saes[site] = self.scope.load(self._site(site), self._facts).to(self.loaded.device)
-            return self._saes[site]
+        """The SAE at an open site, on the model's device; read and checked when it is not there already.
+
+        Hold it no longer than it is used: what is held is not counted in the budget.
+        """
+        self.check_open()
+        return self._pages.get(self._site(site))
+
+    @property
+    def pages(self) -> Pager:
+        """What is held of the SAEs, within the budget."""
+        return self._pages
+
+    def _size(self, site: Site, device: Any = None) -> int:
+        """Bytes of an SAE on `device`, the model's by default, as far as it is known before it is loaded."""
+        assert self.scope is not None
+        device = self.loaded.device if device is None else device
+        width, d_in = self.scope.width(site), width_of(self.loaded.model, site)
+        entries = getattr(self.scope, "entries", None)
+        if entries is not None:  # the catalogue also knows of linear paths past the features
+            return entries[site].bytes + beside(width, d_in, device)
+        return footprint(width, d_in, device, d_out=self._facts.d_model if site.kind == "transcoder" else None)
+
+    def _pager(self, budget: int | None) -> Pager:
+        device = self.loaded.device
+        largest = max((self._size(site) for site in self.sites), default=0)
+        given = max(default_budget(device), largest) if budget is None else budget
+        for site in self.sites:
+            if self._size(site) > given:
+                raise refuse("budget-too-small", budget=said(given), site=site, need=said(self._size(site)))
+        if str(device) == "cpu":
+            return Pager(self._from_disk, self._size, budget=given)
+        # Beside a GPU the host keeps what it can, so that paging copies from memory rather than from the disk.
+        host = Pager(
+            self._from_disk,
+            lambda site: self._size(site, "cpu"),
+            budget=max(default_budget("cpu"), max((self._size(site, "cpu") for site in self.sites), default=0)),
+        )
+        return Pager(host.get, self._size, budget=given, device=device, below=host)
+
+    def _from_disk(self, site: Site) -> Sae:
+        from ..load.scope import Scope
+
+        scope, facts = self.scope, self._facts
+        assert scope is not None
+        source = scope.source(site) if isinstance(scope, Scope) else None  # Gemma Scope keeps mapped copies itself
+        if source is None:
+            return scope.load(site, facts)
+        sae = mapped(source, site, lambda: scope.load(site, facts))
+        fits = (sae.width, sae.d_in) == (scope.width(site), width_of(self.loaded.model, site))
+        return sae if fits else scope.load(site, facts)  # which says what does not fit
 
     def stats(self, site: Site) -> FeatureStats:
-        self._check_open()
+        self.check_open()
         with self._lock:
             if self._site(site) not in self._stats:
                 assert self.scope is not None
-                self._stats[site] = self.scope.stats(site)
+                stats = self.scope.stats(site)
+                if stats.maximum is None and (file := self._kept(site)) is not None:
+                    stats = self._completed(stats, kept_stats(file, site, self.scope.width(site)))
+                self._stats[site] = stats
             return self._stats[site]
+
+    @staticmethod
+    def _completed(own: FeatureStats, learned: FeatureStats | None) -> FeatureStats:
+        if learned is None:
+            return own
+        return replace(own, **{name: value for name, value in vars(learned).items() if value is not None})
+
+    def has_own_maxima(self, site: Site) -> bool:
+        """Whether the scope itself brings the maxima at an open site."""
+        self.check_open()
+        assert self.scope is not None
+        return self.scope.stats(self._site(site)).maximum is not None
+
+    def learn(self, site: Site, stats: FeatureStats, origin: str) -> None:
+        """Use `stats` at a site whose scope brings no maxima, now and whenever model and SAE are opened again.
+
+        `origin` says where they are from, after 'maxima are'. Refuses 'cache-not-writable'.
+        """
+        assert self.scope is not None
+        own = self.scope.stats(self._site(site))
+        if (file := self._kept(site)) is not None:
+            keep_stats(file, stats, origin)
+        with self._lock:
+            self._stats[site] = self._completed(own, stats)
+            self._origins[site] = origin
+
+    def _kept(self, site: Site) -> Path | None:
+        """Where what is learnt of an SAE is kept; None if nothing tells it from another of the same name."""
+        scope, loaded = self.scope, self.loaded
+        assert scope is not None
+        entries = getattr(scope, "entries", None)
+        sae: str | None
+        if entries is not None:
+            sae = f"{entries[site].repo}/{entries[site].path}"
+        elif (sae := scope.digest(site)) is None:
+            source = scope.source(site) if hasattr(scope, "source") else None
+            if source is None:
+                return None
+            about = source.stat()
+            sae = f"{source.resolve()} {about.st_size} {about.st_mtime_ns}"
+        return kept_file(loaded.id, loaded.digest, site, sae)
+
+    def _learned(self) -> tuple[str, ...]:
+        """A sentence for each origin of maxima that are not the scope's own."""
+        by: dict[str, list[str]] = {}
+        for site in self.sites:
+            origin = self._origins.get(site)
+            if origin is None and (file := self._kept(site)) is not None and file.exists():
+                origin = None if self.has_own_maxima(site) else kept_origin(file)
+            if origin is not None:
+                by.setdefault(origin, []).append(str(site))
+        return tuple(
+            f"Maxima at {', '.join(sites) if len(sites) <= 4 else f'{len(sites)} sites'} are {origin}."
+            for origin, sites in by.items()
+        )
 
     def maxima(self, site: Site) -> np.ndarray:
         known = self.stats(site).maximum
@@ -117,8 +246,16 @@ class LocalEngine:
         # A feature that never fired in the sample has no known maximum: 0 would make every strength infinite.
         return np.where(known > 0, known, np.nan).astype(np.float32)
 
+    def direction(self, feature: FeatureId) -> np.ndarray:
+        sae = self.sae(feature.site)
+        return sae.decoder[feature.within(sae.width).index].float().cpu().numpy().copy()
+
+    def threshold(self, feature: FeatureId) -> float:
+        sae = self.sae(feature.site)
+        return float(sae.threshold[feature.within(sae.width).index])
+
     def describe(self) -> Description:
-        self._check_open()
+        self.check_open()
         loaded = self.loaded
         return Description(
             model=loaded.id,
@@ -127,11 +264,26 @@ class LocalEngine:
             dtype=str(loaded.dtype).removeprefix("torch."),
             context=loaded.context,
             widths={site: self.scope.width(site) for site in self.sites} if self.scope is not None else {},
-            notes=tuple(loaded.notes),
-            about=self._about(),
+            notes=(*loaded.notes, *self._paging(), *self._learned()),
+            about=self.about() | {"sae_digests": self._digests()},
         )
 
-    def _about(self) -> dict[str, Any]:
+    def _paging(self) -> tuple[str, ...]:
+        """What is to be said of the budget, if not all SAEs fit it."""
+        sizes = [self._size(site) for site in self.sites]
+        if sum(sizes) <= self._pages.budget:
+            return ()
+        return (
+            f"{len(sizes)} SAEs take {said(sum(sizes))}; the budget of {said(self._pages.budget)} holds about "
+            f"{self._pages.budget * len(sizes) // sum(sizes)} of them at a time, the others are paged in when needed.",
+        )
+
+    def _digests(self) -> dict[str, str]:
+        """sha256 of each open SAE, by the site's name, where it is known."""
+        found = {} if self.scope is None else {str(site): self.scope.digest(site) for site in self.sites}
+        return {site: digest for site, digest in found.items() if digest is not None}
+
+    def about(self) -> dict[str, Any]:
         from .. import __version__
 
         loaded = self.loaded
@@ -148,6 +300,8 @@ class LocalEngine:
         return tuple(self._fact(feature) for feature in features)
 
     def _fact(self, feature: FeatureId) -> FeatureFacts:
+        from ..load.neuronpedia import page
+
         stats = self.stats(feature.site)
         assert self.scope is not None
         i = feature.within(self.scope.width(feature.site)).index
@@ -168,6 +322,7 @@ class LocalEngine:
             mean_active=one(stats.mean_active),
             promotes=words(stats.promotes, stats.promotes_logit),
             suppresses=words(stats.suppresses, stats.suppresses_logit),
+            neuronpedia=page(self.scope.facts(feature.site).get("neuronpedia"), i),
         )
 
     # ---- requests
@@ -190,8 +345,10 @@ class LocalEngine:
         guesses = whole(request.guesses)
         if guesses is None or guesses < 0:
             raise refuse("count-unreadable", name="guesses", given=request.guesses, least=0)
-        self._check_open()
+        self.check_open()
         guesses = min(guesses, self.loaded.model.lm_head.out_features)
+        measured = tuple(self._site(site) for site in request.fidelity)
+        sites = tuple(dict.fromkeys((*sites, *measured)))
         tokens = self.tokenize(request.given)
 
         def work(job: ThreadJob[Trace]) -> Trace:
@@ -199,21 +356,51 @@ class LocalEngine:
                 job.checkpoint()
                 job.emit(Progress(share))
 
-            found = read(
-                self.loaded.model,
-                [token.id for token in tokens],
-                sites,
-                self.sae,
-                special=self.loaded.special,
-                guesses=guesses,
-                chunk=self._chunk,
-                checkpoint=checkpoint,
-            )
-            return self._trace(tokens, found, guesses)
+            ids = [token.id for token in tokens]
+            special, model = self.loaded.special, self.loaded.model
+            self._pages.expect(sorted(sites))
+            try:
+                found = read(
+                    model,
+                    ids,
+                    sites,
+                    self.sae,
+                    special=special,
+                    guesses=guesses,
+                    measure=measured,
+                    chunk=self._chunk,
+                    checkpoint=checkpoint,
+                )
+                spliced = {}
+                if request.delta_loss:
+                    self._pages.expect(measured)
+                    spliced = costs(model, ids, measured, self.sae, special=special, checkpoint=checkpoint)
+            finally:
+                self._pages.expect(())
+            return self._trace(tokens, found, guesses, spliced)
 
         return self._worker.submit(ThreadJob(work))
 
-    def _trace(self, tokens: tuple[Token, ...], found: Reading, guesses: int) -> Trace:
+    def _fidelity(self, found: Reading, spliced: dict[Site, Cost]) -> dict[Site, Fidelity]:
+        made = {}
+        for site, one in found.measured.items():
+            assert self.scope is not None
+            declared, cost = self.scope.facts(site), spliced.get(site)
+            made[site] = Fidelity(
+                site,
+                one.tokens,
+                one.l0,
+                one.fvu,
+                one.norm_explained,
+                _number(declared.get("l0")),
+                _number(declared.get("fvu")),
+                one.outliers,
+                None if cost is None else cost.loss,
+                None if cost is None else cost.delta,
+            )
+        return made
+
+    def _trace(self, tokens: tuple[Token, ...], found: Reading, guesses: int, spliced: dict[Site, Cost]) -> Trace:
         name = self.loaded.tokenizer
         guessed = (
             tuple(
@@ -226,47 +413,85 @@ class LocalEngine:
             else None
         )
         maxima = {site: self.maxima(site) for site in found.acts}
-        return Trace(tokens, found.acts, maxima, guessed, self._about())
+        return Trace(tokens, found.acts, maxima, guessed, self.about(), self._fidelity(found, spliced))
 
-    def generate(self, request: GenerateRequest) -> ThreadJob[Generated]:
-        most, seed = whole(request.max_new_tokens), whole(request.seed)
-        if most is None or most < 1:
-            raise refuse("count-unreadable", name="max_new_tokens", given=request.max_new_tokens, least=1)
-        if seed is None or not 0 <= seed < 2**63:
-            raise refuse("count-unreadable", name="seed", given=request.seed, least=0)
-        temperature = _temperature(request.temperature)
-        self._check_open()
-        prompt = self.tokenize(request.given)
-        ids = [token.id for token in prompt]
-        if len(ids) + most > self.loaded.context:
-            over = len(ids) + most - self.loaded.context
-            s = "" if over == 1 else "s"
-            raise refuse("text-too-long", tokens=len(ids) + most, limit=self.loaded.context, over=over, s=s)
+    def submit(self, job: ThreadJob[T]) -> ThreadJob[T]:
+        """Queue a job on the one thread that runs the model."""
+        return self._worker.submit(job)
 
-        def work(job: ThreadJob[Generated]) -> Generated:
-            new, shares = [], []
-            steps = generate(
-                self.loaded.model,
-                ids,
-                max_new_tokens=most,
-                temperature=temperature,
-                seed=seed,
-                stop=self.loaded.special,
-                checkpoint=lambda share: job.checkpoint(),
+    def generate(self, request: GenerateRequest) -> GenerationJob:
+        return start(self, request)
+
+    def compare(self, request: CompareRequest) -> ThreadJob[tuple[Comparison, ...]]:
+        return start_compare(self, request)
+
+    def mean(self, request: MeanRequest) -> ThreadJob[np.ndarray]:
+        return start_mean(self, request)
+
+    @cached_property
+    def _listable(self) -> torch.Tensor:
+        return listable_tokens(self.loaded.tokenizer)
+
+    def promote(self, request: PromoteRequest) -> ThreadJob[FeatureFacts]:
+        self.check_open()
+        feature, k = request.feature, whole(request.k)
+        assert self.scope is not None
+        feature.within(self.scope.width(self._site(feature.site)))
+        if k is None or k < 1:
+            raise refuse("count-unreadable", name="k", given=request.k, least=1)
+
+        def work(job: ThreadJob[FeatureFacts]) -> FeatureFacts:
+            row = self.sae(feature.site).decoder[feature.index][None]
+            most = min(k, int(self._listable.sum()))
+            found = [part[0].tolist() for part in promoted(self.loaded.model, feature.site, row, self._listable, most)]
+            up, raised, down, lowered = found
+            name = self.loaded.tokenizer
+            return FeatureFacts(
+                feature,
+                promotes=tuple((token_text(name, i), x) for i, x in zip(up, raised, strict=True)),
+                suppresses=tuple((token_text(name, i), x) for i, x in zip(down, lowered, strict=True)),
             )
-            for index, (ident, share) in enumerate(steps):
-                new.append(ident)
-                shares.append(share)
-                job.emit(NewToken(index, ident, share))
-            everything = self.tokenize(ids + new)
-            # the prompt's own tokens: from ids alone, a ▁ that the user typed would come back as a space
-            return Generated(prompt, everything[len(ids) :], tuple(shares))
 
         return self._worker.submit(ThreadJob(work))
+
+    def together(self, request: TogetherRequest) -> ThreadJob[dict[Site, SparseActs]]:
+        self.check_open()
+        sites = self.sites if request.sites is None else tuple(self._site(site) for site in request.sites)
+        longest, limit = max(map(len, request.passages), default=0), self.loaded.context
+        if longest > limit:
+            over = longest - limit
+            raise refuse("text-too-long", tokens=longest, limit=limit, over=over, s="" if over == 1 else "s")
+        if not longest or not sites:
+            raise refuse("text-empty" if sites else "index-no-sites")
+
+        def work(job: ThreadJob[dict[Site, SparseActs]]) -> dict[Site, SparseActs]:
+            self._pages.expect(sorted(sites))
+            try:
+                return read_together(
+                    self.loaded.model,
+                    request.passages,
+                    sites,
+                    self.sae,
+                    special=self.loaded.special,
+                    checkpoint=lambda share: job.checkpoint(),
+                )
+            finally:
+                self._pages.expect(())
+
+        return self._worker.submit(ThreadJob(work))
+
+    def evolve(self, request: EvolveRequest) -> ThreadJob[Evolution]:
+        return start_evolve(self, request)
+
+    def attribute(self, request: AttributeRequest) -> ThreadJob[Attribution]:
+        return start_attribute(self, request)
+
+    def without(self, request: WithoutRequest) -> ThreadJob[tuple[float, ...]]:
+        return start_without(self, request)
 
     def close(self) -> None:
         if not self._closed:
             self._worker.close()
             self._closed = True
-            self._saes.clear()
+            self._pages.close()
             self._stats.clear()

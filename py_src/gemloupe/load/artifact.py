@@ -9,12 +9,15 @@ import ast
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 _JSON_LIMIT = 16 << 20  # bytes; the manifest of 10,000 SAEs is smaller
 _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _NPZ_MEMBERS = 16
+DEFLATED = ".zlib"  # how the name of a compressed file ends
+_HUFFMAN_RATIO = 8  # a code is at least one bit for each byte
 _NPZ_RATIO = 20  # trained float32 weights hardly compress; a bomb does a thousandfold
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -104,10 +109,57 @@ def read_json(file: Path) -> dict[str, Any]:
         return found
 
 
-def read_safetensors(file: Path, names: Iterable[str], *, optional: Iterable[str] = ()) -> dict[str, torch.Tensor]:
-    """The tensors of `file`, copied out of it; all of `names` must be there, and none but `optional` besides."""
+@dataclass(frozen=True)
+class Content:
+    """What a compressed file must hold once it is inflated: so many bytes, with this sha256."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Content:
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+
+def deflate(data: bytes) -> bytes:
+    """`data` as a zlib stream, by Huffman codes alone: weights repeat nothing, and looking for it would cost time."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    return packer.compress(data) + packer.flush()
+
+
+def inflate(file: Path, content: Content | None = None) -> bytes:
+    """What `deflate` compressed into `file`; refused ('scope-damaged') if it is not `content`.
+
+    Never more than eight times the file's size: what would inflate to more was not written by `deflate`.
+    """
+    most = check_file(file) * _HUFFMAN_RATIO
+    expected = most if content is None else content.size
+    if expected > most:
+        raise refuse("scope-damaged", file=file, why=f"it is said to hold {expected} bytes, more than it can")
+    with _only_refusals(file):
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(file.read_bytes(), expected + 1)
+        if len(data) > expected:
+            raise refuse("scope-damaged", file=file, why=f"it would inflate to more than {expected} bytes")
+        if not unpacker.eof or unpacker.unused_data:
+            raise refuse("scope-damaged", file=file, why="its compressed data is cut short, or something follows it")
+    if content is not None and (got := Content.of(data)) != content:
+        why = f"it holds {got.size} bytes with sha256 {got.sha256}, the manifest says {content.size}, {content.sha256}"
+        raise refuse("scope-damaged", file=file, why=why)
+    return data
+
+
+def read_safetensors(
+    file: Path, names: Iterable[str], *, optional: Iterable[str] = (), content: Content | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of `file`, copied out of it; all of `names` must be there, and none but `optional` besides.
+
+    A file whose name ends in `DEFLATED` is inflated first, and compared with `content`.
+    """
     from safetensors import safe_open
 
+    if file.suffix == DEFLATED:
+        return _read_inflated(file, inflate(file, content), names, optional)
     size = check_file(file)
     with _only_refusals(file):
         with file.open("rb") as opened:
@@ -121,27 +173,66 @@ def read_safetensors(file: Path, names: Iterable[str], *, optional: Iterable[str
             return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
 
 
-def read_npz(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The float arrays of an uncompressed or lightly compressed .npz; exactly `names` must be there.
+def _read_inflated(file: Path, data: bytes, names: Iterable[str], optional: Iterable[str]) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    with _only_refusals(file):
+        found = load(data)
+        _check_names(file, set(found) - set(optional), names)
+        return found
+
+
+def read_npz(file: Path, names: Iterable[str], *, optional: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """The float arrays of an uncompressed or lightly compressed .npz, as float32; all of `names` must be there, and
+    none but `optional` besides. Names that begin with w_ count as W_.
 
     Every member's header is read, and compared with its declared size, before anything is inflated.
     """
+    with _npz(file, names, optional) as (archive, layouts):
+        return {_npz_name(name): _npy(archive, name, *layout) for name, layout in layouts.items()}
+
+
+def npz_shapes(file: Path, names: Iterable[str], *, optional: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays that `read_npz` would give, from their headers alone."""
+    with _npz(file, names, optional) as (_, layouts):
+        return {_npz_name(name): layout[0] for name, layout in layouts.items()}
+
+
+def _npz_name(member: str) -> str:
+    return re.sub("^w_", "W_", member.removesuffix(".npy"))
+
+
+@contextmanager
+def _npz(file: Path, names: Iterable[str], optional: Iterable[str]):
+    """(archive, layout of each member), all of it checked but the data."""
     size = check_file(file)
     with _only_refusals(file), zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) > _NPZ_MEMBERS:
             raise refuse("scope-damaged", file=file, why=f"it holds {len(members)} arrays")
-        _check_names(file, [member.filename.removesuffix(".npy") for member in members], names)
+        found = [_npz_name(member.filename) for member in members]
+        _check_names(file, [name for name in found if name not in set(optional)], names)
         if sum(member.file_size for member in members) > _NPZ_RATIO * size:
             raise refuse("scope-damaged", file=file, why=f"it would inflate to more than {_NPZ_RATIO} times its size")
-        layouts = {member.filename: _npy_layout(file, archive, member) for member in members}
-        found = {}
-        for member in members:
-            shape, dtype, fortran, offset = layouts[member.filename]
-            data = archive.read(member)  # checks the CRC
-            array = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if fortran else "C")
-            found[member.filename.removesuffix(".npy")] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-        return found
+        yield archive, {member.filename: _npy_layout(file, archive, member) for member in members}
+
+
+def _npy(
+    archive: zipfile.ZipFile, member: str, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, offset: int
+) -> torch.Tensor:
+    """One array, read straight into its place: a matrix of Gemma Scope may be 9 GB."""
+    flat = np.empty(prod(shape), dtype)
+    data = flat.view(np.uint8)
+    with archive.open(member) as opened:
+        opened.read(offset)
+        done = 0
+        while done < len(data) and (part := opened.read(1 << 22)):
+            data[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
+        if done < len(data) or opened.read(1):  # the read past the end also checks the CRC
+            raise EOFError(f"{member} holds {done} bytes of {len(data)}")
+    array = flat.reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
 def _npy_layout(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple, np.dtype, bool, int]:

@@ -38,6 +38,16 @@ def folder() -> Path:
     return Path(platformdirs.user_cache_dir("gemloupe", appauthor=False))
 
 
+def data_folder() -> Path:
+    """`$GEMLOUPE_DATA`, else the platform's folder for a user's own data: what no download brings back."""
+    given = os.environ.get("GEMLOUPE_DATA")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("gemloupe", appauthor=False))
+
+
 @contextmanager
 def explained(need: str, where: Path | None = None) -> Iterator[None]:
     """Turns 'read-only' and 'disk full' into a refusal that names the folder and the space needed."""

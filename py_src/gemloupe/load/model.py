@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import refuse
+from . import hub
 from .builtin import BUILTIN_DIGEST, BUILTIN_ID, STAMP, Progress, builtin_model
-from .cache import CANNOT_WRITE
 
 # model_type in config.json -> (transformers' class, the architecture's name here)
 _READABLE = {
@@ -131,51 +131,26 @@ def _find(given: Any) -> tuple[Path, str, str | None]:
 
 def _fetch(identifier: str, given: str) -> Path:
     """The local copy of a model on the Hub, downloaded if it is not here; the config first, since it is small."""
-    import huggingface_hub as hub
+    import huggingface_hub
 
     with _hub_refusals(identifier, given):
-        config = Path(hub.hf_hub_download(identifier, "config.json"))
+        config = Path(huggingface_hub.hf_hub_download(identifier, "config.json"))
     _kind(config.parent, _unsecret(given))
     wanted = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
     with _hub_refusals(identifier, given):
-        return Path(hub.snapshot_download(identifier, revision=config.parent.name, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(identifier, revision=config.parent.name, allow_patterns=wanted))
 
 
 @contextmanager
 def _hub_refusals(identifier: str, given: str) -> Iterator[None]:
-    """Says in one sentence why the Hub gave nothing; the Hub's own messages are long and differ by release."""
-    from huggingface_hub import errors
-
-    offline = "Hugging Face cannot be reached (or HF_HUB_OFFLINE is set), and the model is not in the local cache"
-    cause: Exception
+    """Says in one sentence why the Hub gave nothing."""
     try:
         yield
-        return
-    except errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{identifier}"
-        why, cause = f"access is restricted; accept its licence at {page} and log in once with 'hf auth login'", error
-    except errors.RepositoryNotFoundError as error:
-        why, cause = "Hugging Face has no such model, or it is private and you are not logged in", error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        why, cause = offline, error
-    except errors.EntryNotFoundError as error:
-        why, cause = "there is no config.json in it", error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        busy = "Hugging Face asks to slow down (429); try again in a few minutes"
-        why, cause = busy if status == 429 else f"Hugging Face answered with status {status}", error
-    except errors.HFValidationError as error:
-        why, cause = "that is no Hugging Face id", error
     except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-            why = f"it cannot be kept in the Hugging Face cache ({error.strerror}); HF_HOME names another place"
-        elif isinstance(error, OSError) or library in ("httpx", "httpcore", "requests", "urllib3"):
-            why = offline
-        else:
+        why = hub.why(error, identifier, missing="there is no config.json in it")
+        if why is None:
             raise
-        cause = error
-    raise refuse("model-not-found", given=_unsecret(given), why=why) from cause
+        raise refuse("model-not-found", given=_unsecret(given), why=why) from hub.shown(error)
 
 
 def _unsecret(given: Any) -> str:

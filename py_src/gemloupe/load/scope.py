@@ -7,23 +7,24 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import refuse
 from ..site import Site
 from . import layouts
-from .artifact import check_file, check_shapes, read_json, read_safetensors, verify
+from .artifact import DEFLATED, Content, check_file, deflate, read_json, verify
 from .cache import explained, folder_atomically
 from .sae import FeatureStats, Sae, sae_lens_config
+from .statistics import NAMES as _STATS
+from .statistics import read_stats, small_stats, stats_tensors
 
-FORMAT = 1
-_STATS = "features.safetensors"
+FORMAT = 2  # 1 had no compressed files
+_PLAIN = ("saelens", "scope1", "scope2")  # layouts that hold floats as they are
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -64,6 +65,7 @@ class _Entry:
     width: int
     facts: Mapping[str, Any]
     found: layouts.Found | None = None
+    contents: Mapping[str, Content] = field(default_factory=dict)  # by name of the compressed file
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ class Scope:
         """What the scope declares of this SAE: l0, fvu and whatever else was measured. Empty if nothing."""
         return dict(self._entry(site).facts)
 
+    def digest(self, site: Site | str) -> str | None:
+        """sha256 of the file with the weights at `site`; None where no manifest says it."""
+        files = self._entry(site).files or {}
+        return next((files[name] for name in (form[-1] for form in layouts.FILES.values()) if name in files), None)
+
     def check_model(self, model: ModelFacts) -> None:
         """Refuses a model this scope was not trained on ('scope-other-model'). What is unknown is not compared."""
         for site in self.sites:
@@ -166,7 +173,9 @@ class Scope:
             self.check_model(model)
         found = entry.found
         if found is None:
-            form = next((f for f in ("packed", "saelens") if set(layouts.FILES[f]) <= set(entry.files or ())), None)
+            form = next(
+                (f for f in ("deflated", "packed", "saelens") if set(layouts.FILES[f]) <= set(entry.files or ())), None
+            )
             if form is None:
                 raise refuse("scope-damaged", file=self.folder / "manifest.json", why=f"{site} names no weights")
             for name in layouts.FILES[form]:
@@ -174,6 +183,7 @@ class Scope:
             found = layouts.find(entry.folder, site)
             if found.layout != form:  # a file beside the listed ones must not be read in their place
                 raise refuse("scope-damaged", file=entry.folder, why="it holds weights that the manifest does not name")
+            found = replace(found, content=entry.contents.get(layouts.FILES[form][-1]))
         sae = layouts.read(found, model=self.model or "this scope")
         file = found.folder / layouts.FILES[found.layout][-1]
         widths = [(model or self.model), self.model]
@@ -190,17 +200,27 @@ class Scope:
             )
         return sae
 
+    def source(self, site: Site | str) -> Path | None:
+        """The file that holds the weights at `site` as plain floats; None if they are packed, or not here yet."""
+        entry = self._entry(site)
+        forms = [entry.found.layout] if entry.found is not None else [f for f in layouts.FILES if f in _PLAIN]
+        for form in forms:
+            file = (entry.found.folder if entry.found is not None else entry.folder) / layouts.FILES[form][-1]
+            if form in _PLAIN and file.is_file() and (entry.files is None or file.name in entry.files):
+                return file
+        return None
+
     def stats(self, site: Site | str) -> FeatureStats:
         """Statistics of the features at `site`; all None if the scope has none."""
         entry = self._entry(site)
-        if entry.files is not None and _STATS not in entry.files:
-            return FeatureStats()
-        file = entry.folder / _STATS
-        if entry.files is not None:
-            verify(file, entry.files[_STATS])
-        elif not file.exists():
-            return FeatureStats()
-        return _read_stats(file, Site.of(site), entry.width)
+        for name in _STATS:
+            file = entry.folder / name
+            if entry.files is not None and name in entry.files:
+                verify(file, entry.files[name])
+            elif entry.files is not None or not file.exists():
+                continue
+            return read_stats(file, Site.of(site), entry.width, entry.contents.get(name))
+        return FeatureStats()
 
     def verify(self) -> None:
         """Compares every file of the scope with the manifest."""
@@ -226,8 +246,21 @@ def _entry(file: Path, folder: Path, about: Mapping[str, Any]) -> _Entry:
     width = about["width"]
     if type(width) is not int or width <= 0:
         raise refuse("scope-damaged", file=file, why=f"a width is {width!r}")
-    facts = {key: value for key, value in about.items() if key not in ("folder", "width", "files")}
-    return _Entry(folder / about["folder"], MappingProxyType(dict(about["files"])), width, MappingProxyType(facts))
+    contents = {}
+    for name in about["files"]:
+        if name.endswith(DEFLATED):
+            size, digest = about["inflated"][name]["bytes"], about["inflated"][name]["sha256"]
+            if type(size) is not int or size < 0 or not (isinstance(digest, str) and _HEX.fullmatch(digest)):
+                raise refuse("scope-damaged", file=file, why=f"inside {name} it expects {size!r} bytes, {digest!r}")
+            contents[name] = Content(size, digest)
+    facts = {key: value for key, value in about.items() if key not in ("folder", "width", "files", "inflated")}
+    return _Entry(
+        folder / about["folder"],
+        MappingProxyType(dict(about["files"])),
+        width,
+        MappingProxyType(facts),
+        contents=MappingProxyType(contents),
+    )
 
 
 def _model(about: Mapping[str, Any]) -> ModelFacts:
@@ -240,38 +273,16 @@ def _model(about: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(str(about["id"]), **text, **counts)
 
 
-_STATS_SHAPES: dict[str, tuple[torch.dtype, bool]] = {  # dtype, one list of tokens per feature?
-    "maximum": (torch.float32, False),
-    "density": (torch.float32, False),
-    "mean_active": (torch.float32, False),
-    "promotes": (torch.int32, True),
-    "promotes_logit": (torch.float16, True),
-    "suppresses": (torch.int32, True),
-    "suppresses_logit": (torch.float16, True),
-}
-
-
-def _read_stats(file: Path, site: Site, width: int) -> FeatureStats:
-    tensors = read_safetensors(file, (), optional=_STATS_SHAPES)
-    for name, value in tensors.items():
-        dtype, listed = _STATS_SHAPES[name]
-        if value.dtype != dtype:
-            raise refuse("scope-damaged", file=file, why=f"{name} holds {value.dtype}, expected {dtype}")
-        shape = (width, value.shape[-1] if value.ndim else 0) if listed else (width,)
-        # NaN is how an unknown maximum or mean is written
-        known = (
-            torch.nan_to_num(value, nan=0.0, posinf=torch.inf, neginf=-torch.inf) if dtype.is_floating_point else value
-        )
-        check_shapes(file, {name: known if name in ("maximum", "mean_active") else value}, {name: shape}, site=site)
-        if not name.endswith("_logit") and (known < 0).any():
-            raise refuse("scope-damaged", file=file, why=f"{name} holds negative numbers")
-    return FeatureStats(**{name: value.numpy() for name, value in tensors.items()})
-
-
-def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> Content | None:
+    """Writes a safetensors file; compressed if its name says so, and then what it holds is returned."""
     from safetensors.torch import save
 
-    file.write_bytes(save(tensors))
+    data = save(tensors)
+    if file.suffix != DEFLATED:
+        file.write_bytes(data)
+        return None
+    file.write_bytes(deflate(data))
+    return Content.of(data)
 
 
 def save_sae_lens(sae: Sae, folder: str | os.PathLike[str], *, model_name: str | None = None) -> Path:
@@ -283,10 +294,10 @@ def save_sae_lens(sae: Sae, folder: str | os.PathLike[str], *, model_name: str |
     return target
 
 
-def _write_sae(sae: Sae, folder: Path, model_name: str | None, *, packed: bool) -> None:
-    config, weights = layouts.FILES["packed" if packed else "saelens"]
+def _write_sae(sae: Sae, folder: Path, model_name: str | None, *, packed: bool) -> dict[str, Content | None]:
+    config, weights = layouts.FILES["deflated" if packed else "saelens"]
     (folder / config).write_text(json.dumps(sae_lens_config(sae, model_name), indent=1) + "\n", encoding="utf-8")
-    _save(layouts.pack(sae) if packed else layouts.plain(sae), folder / weights)
+    return {weights: _save(layouts.pack(sae) if packed else layouts.plain(sae), folder / weights)}
 
 
 def write_scope(
@@ -300,8 +311,9 @@ def write_scope(
 ) -> Scope:
     """Writes SAEs with their statistics and declared facts (l0, fvu, ...) as a scope, all of it or nothing.
 
-    `packed` stores int8 with one scale per feature; otherwise float32 in SAELens' form. What was in `folder` before is
-    replaced. Returns the scope as opened.
+    `packed` stores int8 with one scale per feature, and the statistics' lists of tokens in small types, both
+    compressed; otherwise everything as it is, the weights in SAELens' form. What was in `folder` before is replaced.
+    Returns the scope as opened.
     """
     target = Path(folder)
     about: dict[str, Any] = {}
@@ -310,19 +322,18 @@ def write_scope(
         for sae, stats, facts in saes:
             place = made / str(sae.site)
             place.mkdir()
-            _write_sae(sae, place, model.id, packed=packed)
-            if stats is not None and (tensors := _stats_tensors(stats)):
-                _save(tensors, place / _STATS)
+            contents = _write_sae(sae, place, model.id, packed=packed)
+            if stats is not None and (tensors := small_stats(stats) if packed else stats_tensors(stats)):
+                name = _STATS[0 if packed else 1]
+                contents[name] = _save(tensors, place / name)
+            inflated = {name: {"bytes": c.size, "sha256": c.sha256} for name, c in contents.items() if c is not None}
             files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(place.iterdir())}
             about[str(sae.site)] = {"folder": place.name, "width": sae.width, "files": files, **facts}
+            if inflated:
+                about[str(sae.site)]["inflated"] = inflated
         known = {key: value for key, value in vars(model).items() if key != "z_width" or value is not None}
         ordered = {str(site): about[str(site)] for site in sorted(map(Site.of, about))}
         manifest = {"format": FORMAT, "id": id, "made_with": dict(made_with or {}), "model": known, "saes": ordered}
         text = json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False)
         (made / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return Scope.open(target)
-
-
-def _stats_tensors(stats: FeatureStats) -> dict[str, torch.Tensor]:
-    known = {name: value for name, value in vars(stats).items() if value is not None}
-    return {name: torch.from_numpy(np.ascontiguousarray(v)).to(_STATS_SHAPES[name][0]) for name, v in known.items()}

@@ -1,7 +1,9 @@
 """Hooks on the Hugging Face modules: the tensor each site names, and nothing else.
 
 The modules are those Gemma Scope was trained on (report, section 3.1). Two names are easy to get wrong:
-`mlp` is the output of the norm *after* the MLP, not of the MLP; `att` is the *input* of W_O.
+`mlp` is the output of the norm *after* the MLP, not of the MLP; `att` is the *input* of W_O. And `transcoder` is two
+tensors: Gemma Scope 2 reads what the norm before the MLP puts out, Gemma Scope the same without the norm's gain,
+which was folded into the MLP when it was trained. Which of the two, the transcoder itself says (`before_gain`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ..errors import refuse
 from ..site import Site
 
 Reader = Callable[[Site, torch.Tensor], None]
+Replacement = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Enough(Exception):
@@ -50,10 +53,25 @@ def width_of(model: Any, site: Site) -> int:
     return int(module.in_features) if side == "input" else body(model).config.hidden_size  # type: ignore[arg-type]
 
 
+def before_gain(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """What Gemma's RMSNorm `norm` makes of its input `x` [..., width] before it multiplies by its gain, in float32."""
+    x = x.to(torch.float32)
+    eps = getattr(norm, "original_component", norm).eps  # TransformerLens' bridge wraps the norm
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
 @contextmanager
-def reading(model: Any, sites: Iterable[Site], reader: Reader, *, stop: bool = False):
+def reading(
+    model: Any,
+    sites: Iterable[Site],
+    reader: Reader,
+    *,
+    stop: bool = False,
+    without_gain: Callable[[Site], bool] = lambda site: False,
+):
     """While this is open, each forward pass calls `reader(site, tensor[batch, token, width])` for every site.
 
+    `without_gain(site)`, asked when a transcoder's hook fires: does it read the norm's output without the gain?
     Yields a set that is emptied as hooks fire. On leaving without an error, a site whose hook never fired is
     refused ('hook-silent'). With `stop`, the pass raises `Enough` after the last site, skipping later layers.
     """
@@ -72,6 +90,12 @@ def reading(model: Any, sites: Iterable[Site], reader: Reader, *, stop: bool = F
             module, side, names[site] = module_of(model, site)
             if side == "input":
                 hook = module.register_forward_pre_hook(lambda _m, args, site=site: see(site, args[0]))
+            elif site.kind == "transcoder":
+                hook = module.register_forward_hook(
+                    lambda norm, args, out, site=site: see(
+                        site, before_gain(norm, args[0]) if without_gain(site) else out
+                    )
+                )
             else:
                 # transformers 5 layers return a tensor, 4.x a tuple
                 hook = module.register_forward_hook(
@@ -81,3 +105,21 @@ def reading(model: Any, sites: Iterable[Site], reader: Reader, *, stop: bool = F
         yield waiting
     for site in sorted(waiting):
         raise refuse("hook-silent", site=site, module=names[site])
+
+
+@contextmanager
+def replacing(model: Any, site: Site, replacement: Replacement):
+    """While this is open, the tensor at `site` [batch, token, width] is `replacement` of itself."""
+    module, side, _ = module_of(model, site)
+
+    def before(_module: Any, args: tuple) -> tuple:
+        return (replacement(args[0]), *args[1:])
+
+    def after(_module: Any, _args: Any, out: Any) -> Any:
+        return (replacement(out[0]), *out[1:]) if isinstance(out, tuple) else replacement(out)
+
+    hook = module.register_forward_pre_hook(before) if side == "input" else module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        hook.remove()

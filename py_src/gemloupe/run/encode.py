@@ -59,7 +59,11 @@ def encode(sae: Any, x: torch.Tensor, kept: torch.Tensor, site: Site) -> SparseA
 def _block(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(features per row, their indices, their values) of a block of rows."""
     if x.device.type == "cpu" and len(x) * sae.encoder.shape[0] >= _WORTH_SCREENING and can_screen():
-        return screened(sae, x)
+        # Rounding an encoder costs as much as multiplying with it: not for an SAE that is used once and paged out.
+        if sae.encoder_int8 is not None or sae in _used:
+            return screened(sae, x)
+        _used.add(sae)
+        return unscreened(sae, x)
     return dense(sae, x)
 
 
@@ -96,6 +100,20 @@ class _Screen:
 
 
 _screen_of: weakref.WeakKeyDictionary[Any, _Screen] = weakref.WeakKeyDictionary()
+_used: weakref.WeakSet[Any] = weakref.WeakSet()
+_norms_of: weakref.WeakKeyDictionary[Any, torch.Tensor] = weakref.WeakKeyDictionary()
+
+
+def norms(sae: Any) -> torch.Tensor:
+    """Lengths of the encoder's rows, float32 [feature]; computed once, which also reads all of a mapped encoder."""
+    if (known := _norms_of.get(sae)) is None:
+        _norms_of[sae] = known = sae.encoder.norm(dim=1)
+    return known
+
+
+def screen_bytes(width: int, d_in: int) -> int:
+    """Bytes that a screen keeps beside its SAE, once there is one."""
+    return width * (d_in + 4 * (2 + 3 + min(_OUTLIERS, d_in))) + 4 * d_in
 
 
 def _screen(sae: Any, x: torch.Tensor) -> _Screen:
@@ -111,7 +129,7 @@ def _screen(sae: Any, x: torch.Tensor) -> _Screen:
             packed = (encoder / scale[:, None]).round_().to(torch.int8)
         lost = (packed.to(torch.float32) * scale[:, None]).sub_(encoder).norm(dim=1)
         offset = encoder @ centre + sae.b_enc - floor + 2**-22 * (sae.b_enc.abs() + floor)
-        lines = torch.cat([torch.stack([offset, encoder.norm(dim=1), lost]), encoder[:, outliers].T])
+        lines = torch.cat([torch.stack([offset, norms(sae), lost]), encoder[:, outliers].T])
         screen = _Screen(packed.T, scale, lines, centre, outliers)
         _screen_of[sae] = screen
     return screen
@@ -119,7 +137,27 @@ def _screen(sae: Any, x: torch.Tensor) -> _Screen:
 
 def screened(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same as `dense`, by way of int8."""
-    rows, columns = _candidates(_screen(sae, x), x)
+    return _exactly(sae, x, *_candidates(_screen(sae, x), x))
+
+
+def unscreened(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same as `screened`, bit for bit, by way of a float32 product: so it does not matter what was used before."""
+    floor = sae.threshold.clamp_min(0)
+    slack = _rounding(x) * (x.norm(dim=1, keepdim=True) * norms(sae)) + 2**-22 * (sae.b_enc.abs() + floor)
+    pre = torch.addmm(sae.b_enc, x, sae.encoder.T)
+    found = (pre.add_(slack) > floor).nonzero()
+    return _exactly(sae, x, found[:, 0], found[:, 1])
+
+
+def _rounding(x: torch.Tensor) -> float:
+    """What float32 can round off in a dot product with a row of `x`, by the product of the lengths; with a margin."""
+    return 2**-23 * (x.shape[1] + 64)
+
+
+def _exactly(
+    sae: Any, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is on among the entries (rows, columns), each computed by itself."""
     pre = _dots(x, sae.encoder, rows, columns).add_(sae.b_enc[columns])
     on = pre > sae.threshold[columns].clamp_min_(0)
     return np.bincount(rows[on].numpy(), minlength=len(x)), columns[on].numpy(), pre[on].numpy()
@@ -139,7 +177,7 @@ def _candidates(screen: _Screen, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     product.copy_(whole).mul_(screen.scale)
     # pre <= product + big @ w + centre @ w + b + |rest - known| |w| + |known| |w - w'|, and what float32 rounds off
     # in a sum of d_in products, here and in `dense`.
-    slack = 2**-23 * (x.shape[1] + 64) * (x.norm(dim=1, keepdim=True) + screen.centre.norm())
+    slack = _rounding(x) * (x.norm(dim=1, keepdim=True) + screen.centre.norm())
     lost = (rest - known).norm(dim=1, keepdim=True) + slack
     product.addmm_(
         torch.cat([torch.ones_like(scale), lost, known.norm(dim=1, keepdim=True), big], 1) / scale, screen.lines

@@ -1,53 +1,250 @@
-"""Text, one token at a time, with a key-value cache and a seed."""
+"""Text, one token at a time, for several rows at once: a key-value cache, a seed, and edits that steer each row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from .capture import body
-from .read import CHUNK, _cache, logits
+from ..edits import Edit
+from ..errors import Refusal
+from ..site import Site
+from ..sparse import SparseActs
+from .capture import body, module_of
+from .choose import GREEDY, Sampling, chooser
+from .decode import HuggingFace, Lean, untouched
+from .encode import encode
+from .read import CHUNK, logits
+from .steer import Now, Steering, Tap, check_fired, tapped
+
+# Positions whose logits exist at the same time, twice.
+_LOGIT_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one step gave a row: a token and its log-probability; or None where the numbers were no longer finite."""
+
+    row: int
+    id: int | None
+    logprob: float
+
+
+class Recorder:
+    """Keeps the activations at `sites` for every row while text is generated, sparse."""
+
+    def __init__(
+        self, model: Any, rows: int, sites: Collection[Site], sae: Callable[[Site], Any], special: Collection[int]
+    ) -> None:
+        self._model = model
+        self.sites, self._sae, self._special = sorted(sites), sae, special
+        self._parts: dict[tuple[int, Site], list[SparseActs]] = {(r, s): [] for r in range(rows) for s in self.sites}
+        self._now = Now(0, [[]])
+
+    def begin(self, now: Now) -> None:
+        self._now = now
+
+    @property
+    def began(self) -> bool:
+        """Whether every site has been passed at least once."""
+        return all(self._parts.values())
+
+    def take(self, site: Site, x: torch.Tensor) -> None:
+        sae = self._sae(site)
+        rows, tokens, width = x.shape
+        if getattr(sae, "before_gain", False):
+            norm: Any = module_of(self._model, site)[0]
+            gain = 1.0 + norm.weight.float()
+            x = (x.float() / gain).nan_to_num(0.0)
+        kept = torch.tensor([[ident not in self._special for ident in ids] for ids in self._now.ids])
+        try:
+            acts = encode(sae, x.reshape(-1, width), kept.reshape(-1).to(x.device), site)
+        except Refusal as refusal:
+            if refusal.code != "not-finite":
+                raise
+            acts = SparseActs.from_entries((rows * tokens, sae.encoder.shape[0]), [], [], [])
+        for row in range(rows):
+            start, end = acts.indptr[row * tokens], acts.indptr[(row + 1) * tokens]
+            lengths = acts.indptr[row * tokens : (row + 1) * tokens + 1].astype("int64") - int(start)
+            part = SparseActs((tokens, acts.shape[1]), lengths, acts.indices[start:end], acts.values[start:end])
+            self._parts[row, site].append(part)
+
+    def acts(self, row: int, tokens: int) -> dict[Site, SparseActs]:
+        """Per site [tokens, feature]; tokens that the model has not read are empty rows."""
+        found = {}
+        for site in self.sites:
+            whole = SparseActs.stack(self._parts[row, site])
+            length = min(tokens, whole.shape[0])
+            end = int(whole.indptr[length])
+            indptr = np.pad(whole.indptr[: length + 1], (0, tokens - length), constant_values=end)
+            found[site] = SparseActs((tokens, whole.shape[1]), indptr, whole.indices[:end], whole.values[:end])
+        return found
+
+
+def _taps(steering: Steering, recorder: Recorder | None) -> dict[Site, Tap]:
+    """Edits first, then the recorder: what is kept is what the rest of the model sees."""
+    writes = steering.taps
+    taps: dict[Site, Tap] = dict(writes)
+    for site in recorder.sites if recorder is not None else ():
+        write = writes.get(site)
+
+        def tap(x: torch.Tensor, site: Site = site, write: Tap | None = write) -> torch.Tensor | None:
+            new = None if write is None else write(x)
+            assert recorder is not None
+            recorder.take(site, x if new is None else new)
+            return new
+
+        taps[site] = tap
+    return taps
 
 
 def generate(
     model: Any,
     ids: Sequence[int],
+    steering: Callable[[], Steering],
     *,
     max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    stop: Collection[int],
-    checkpoint: Callable[[float], None] = lambda share: None,
-) -> Iterator[tuple[int, float]]:
-    """Yields (token id, its log-probability under the model) until a `stop` id or `max_new_tokens`.
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    stop: Collection[int] = (),
+    recorder: Recorder | None = None,
+    lean: bool = True,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> Generator[list[Made]]:
+    """Yields, step by step, what each unfinished row got, until all have met a `stop` id or `max_new_tokens`.
 
-    Temperature 0 takes the likeliest token. The same seed gives the same text on the same device and dtype.
+    `steering()` is asked before every pass, so that other edits can take over between two tokens; it always has the
+    same number of rows. All rows draw from the same stream of random numbers, that of `seed`, so each is what it would
+    be alone. Temperature 0 takes the likeliest token. The same seed gives the same text on the same device and dtype.
+    `checkpoint()` is called before every pass; it may raise to stop. `lean` False decodes through the modules.
     """
     device = next(model.parameters()).device
-    random = torch.Generator().manual_seed(seed)
-    cache, fresh, at = _cache(model), list(ids), 0
+    rows = len(steering().rows)
+    random = torch.Generator(device).manual_seed(seed)
+    vocabulary = model.lm_head.weight.shape[0]
+    choose = None
+    steps: HuggingFace | Lean = HuggingFace(model, rows)
+    texts = [list(ids) for _ in range(rows)]
+    open_ = set(range(rows))
+    # A pass over a long prompt holds its scores for all rows, so more rows take shorter passes.
+    chunk = max(CHUNK // rows, 16)
+
+    def feed(part: list[list[int]]) -> torch.Tensor:
+        checkpoint()
+        steered = steering()
+        now = Now(steps.length, part)
+        steered.begin(now)
+        if recorder is not None:
+            recorder.begin(now)
+        return steps.feed(part, _taps(steered, recorder))
+
     for step in range(max_new_tokens):
         # Grad mode is per thread and a generator may be resumed on another one, so it is entered around each step.
         with torch.inference_mode():
-            while fresh:
-                checkpoint(step / max_new_tokens)
-                part, fresh = fresh[:CHUNK], fresh[CHUNK:]
+            if step == 0:
+                for start in range(0, len(ids), chunk):
+                    hidden = feed([text[start : start + chunk] for text in texts])
+                if lean and untouched(model):
+                    assert isinstance(steps, HuggingFace)
+                    steps = Lean(model, steps, max_new_tokens)
+                choose = chooser(model)
+            else:
+                hidden = feed([text[-1:] for text in texts])
+            noise = None
+            if sampling.temperature > 0:
+                noise = torch.empty(vocabulary, device=device).exponential_(1, generator=random)
+            assert choose is not None
+            finite = torch.isfinite(hidden).all(1).tolist()
+            if not all(finite):
+                hidden = hidden.nan_to_num(0.0, 0.0, 0.0)
+            chosen, shares = choose(hidden, noise, sampling)
+        made = []
+        for row in range(rows):
+            if row not in open_:
+                texts[row].append(texts[row][-1])  # a place holder: the batch keeps its shape
+                continue
+            good = finite[row] and math.isfinite(shares[row])
+            made.append(Made(row, chosen[row] if good else None, shares[row]))
+            texts[row].append(chosen[row])
+            if not good or chosen[row] in stop:
+                open_.discard(row)
+        yield made
+        if not open_:
+            return
+
+
+@torch.inference_mode()
+def compare(
+    model: Any,
+    ids: Sequence[int],
+    tokens: Sequence[int],
+    steering: Callable[[Sequence[Sequence[Edit]]], Steering],
+    rows: Sequence[Sequence[Edit]],
+    reference: Sequence[Edit] = (),
+    *,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> list[tuple[list[float], list[float]]]:
+    """Per row and token of `tokens`: KL(with its edits || with those of `reference`) in nats, and the token's
+    log-probability with its edits."""
+    whole = [*ids, *tokens[:-1]]
+    first = len(ids) - 1
+
+    def hidden(edits: Sequence[Edit]) -> torch.Tensor:
+        """[token, d_model] at the positions that predict `tokens`; one row at a time keeps memory flat."""
+        steered, kept = steering([edits]), []
+        cache = HuggingFace(model, 1)
+        for start in range(0, len(whole), CHUNK):
+            checkpoint()
+            part = whole[start : start + CHUNK]
+            steered.begin(Now(start, [part]))
+            with tapped(model, steered.taps) as fired:
+                device = next(model.parameters()).device
                 out = body(model)(
                     torch.tensor([part], device=device),
-                    past_key_values=cache,
+                    past_key_values=cache.cache,
                     use_cache=True,
-                    position_ids=torch.arange(at, at + len(part), device=device)[None],
+                    position_ids=torch.arange(start, start + len(part), device=device)[None],
                 )
-                at += len(part)
-            row = logits(model, out.last_hidden_state[:, -1])[0].cpu()
-            if temperature > 0:
-                chosen = int(torch.multinomial((row / temperature).softmax(-1), 1, generator=random))
-            else:
-                chosen = int(row.argmax())
-            share = float(row.log_softmax(-1)[chosen])
-        yield chosen, share
-        if chosen in stop:
-            return
-        fresh = [chosen]
+                check_fired(model, steered.taps, fired)
+            kept.append(out.last_hidden_state[0, max(first - start, 0) :])
+        return torch.cat(kept)
+
+    default = hidden(reference)
+    states = [default if tuple(edits) == tuple(reference) else hidden(edits) for edits in rows]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
+    names = torch.tensor(list(tokens), device=default.device)
+    for start in range(0, len(tokens), _LOGIT_ROWS):
+        part = slice(start, start + _LOGIT_ROWS)
+        plain = logits(model, default[part]).log_softmax(-1)
+        for (kl, shares), state in zip(found, states, strict=True):
+            checkpoint()
+            steered = logits(model, state[part]).log_softmax(-1)
+            kl += (steered.exp() * (steered - plain)).sum(-1).clamp_min(0).tolist()
+            shares += steered.gather(1, names[part, None])[:, 0].tolist()
+    return found
+
+
+@torch.inference_mode()
+def mean(
+    model: Any,
+    ids: Sequence[int],
+    site: Site,
+    special: Collection[int],
+    checkpoint: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """The mean of the tensor at `site` over the tokens not in `special`, float32 [width]."""
+    kept = torch.tensor([ident not in special for ident in ids])
+    total: list[torch.Tensor] = []
+    steps, at = HuggingFace(model, 1), 0
+
+    def tap(x: torch.Tensor) -> None:
+        total.append(x[0, kept[at : at + x.shape[1]].to(x.device)].to(torch.float64).sum(0))
+
+    for at in range(0, len(ids), CHUNK):
+        checkpoint()
+        steps.feed([list(ids[at : at + CHUNK])], {site: tap})
+    return (torch.stack(total).sum(0) / int(kept.sum())).to(torch.float32).cpu()

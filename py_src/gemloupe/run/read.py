@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..load.sae import Transcoder
 from ..site import Site
 from ..sparse import SparseActs
 from .capture import Enough, body, reading
 from .encode import encode
+from .fidelity import AskedOnce, Measured, Tally, target_of
 
 # Tokens that go through the model together. Attention keeps heads x chunk x length scores at a time, so this bounds
 # memory for long texts; at 512 the matrix products are already as fast per token as they get.
@@ -23,10 +25,12 @@ _LOGIT_ROWS = 128
 
 @dataclass(frozen=True)
 class Reading:
-    """`acts` per site, and per asked position the ids and probabilities of the likeliest next tokens."""
+    """`acts` per site, per asked position the ids and probabilities of the likeliest next tokens, and how well the
+    SAEs of the sites that were to be measured fit."""
 
     acts: dict[Site, SparseActs]
     guesses: dict[int, list[tuple[int, float]]]
+    measured: dict[Site, Measured] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -39,13 +43,16 @@ def read(
     special: Collection[int],
     guesses: int = 0,
     positions: Sequence[int] | None = None,
+    measure: Collection[Site] = (),
     chunk: int = CHUNK,
     checkpoint: Callable[[float], None] = lambda share: None,
 ) -> Reading:
     """Activations of `sae(site)` at `sites` on token `ids`, encoded inside the hooks: nothing dense is kept.
 
     Tokens whose id is in `special` are masked. With `guesses`, the k likeliest next tokens after each of
-    `positions` (default: all). `checkpoint(share done)` is called between sites and chunks; it may raise to stop.
+    `positions` (default: all). At the sites in `measure`, which must be among `sites`, reconstructions are compared
+    with what they reconstruct: one sparse product more for each. `checkpoint(share done)` is called between sites and
+    chunks; it may raise to stop.
     """
     sites = sorted(set(sites))
     wanted = set(range(len(ids)) if positions is None else positions) if guesses else set()
@@ -53,6 +60,10 @@ def read(
     tokens = torch.tensor([list(ids)], device=device)
     ordinary = torch.tensor([ident not in special for ident in ids])
     parts: dict[Site, list[SparseActs]] = {site: [] for site in sites}
+    tallies = {site: Tally() for site in sites if site in measure}
+    # What a transcoder is compared with passes later, at a site that may or may not be read itself.
+    judged_at = {target_of(site): site for site in tallies if target_of(site) != site}
+    asked = AskedOnce(sae)
     guessed: dict[int, list[tuple[int, float]]] = {}
     cache = _cache(model) if len(ids) > chunk else None
     for start in range(0, len(ids), chunk):
@@ -61,12 +72,28 @@ def read(
 
         def take(site: Site, x: torch.Tensor, start: int = start, kept: torch.Tensor = kept) -> None:
             checkpoint(start / len(ids))
-            parts[site].append(encode(sae(site), x[0], kept.to(x.device), site))
+            if (judged := judged_at.get(site)) is not None and tallies[judged].waits:
+                tallies[judged].compare(x[0], kept)
+            if site not in parts:
+                return
+            page = asked.take(site)
+            acts = encode(page, x[0], kept.to(x.device), site)
+            parts[site].append(acts)
+            if site in tallies:
+                tallies[site].expect(page, x[0], acts)
+                if site not in judged_at.values() or not isinstance(page, Transcoder):
+                    tallies[site].compare(x[0], kept)
 
         here = [position for position in range(start, end) if position in wanted]
         # Without logits or later chunks to serve, layers above the last site need not run.
         stop = not here and end == len(ids)
-        with reading(model, sites, take, stop=stop and bool(sites)):
+        with reading(
+            model,
+            [*sites, *judged_at],
+            take,
+            stop=stop and bool(sites),
+            without_gain=asked.without_gain,
+        ):
             checkpoint(start / len(ids))
             try:
                 if sites or here or end < len(ids):
@@ -87,7 +114,8 @@ def read(
             for position, names, chances in zip(some, best.indices.tolist(), best.values.tolist(), strict=True):
                 guessed[position] = list(zip(names, chances, strict=True))
     checkpoint(1.0)
-    return Reading({site: SparseActs.stack(part) for site, part in parts.items()}, guessed)
+    acts = {site: SparseActs.stack(part) for site, part in parts.items()}
+    return Reading(acts, guessed, {site: tally.measured() for site, tally in tallies.items()})
 
 
 def logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ def tokenize(
     template). Refuses what is empty, longer than `context`, outside the vocabulary, or only special tokens.
     """
     if isinstance(given, str):
-        ids = _text_ids(tokenizer, given)
+        ids = text_ids(tokenizer, given)
     elif isinstance(given, Mapping) or not _listlike(given):
         raise refuse("text-not-text", type=type(given).__name__)
     elif len(given) and isinstance(given[0], Mapping):
@@ -57,6 +57,11 @@ def token_text(tokenizer: Any, ident: int) -> str:
         return "".join(f"⟨{byte:02X}⟩" for byte in raw)
 
 
+def token_bytes(tokenizer: Any, ident: int) -> bytes:
+    """The exact bytes of a vocabulary entry."""
+    return _bytes(tokenizer.convert_ids_to_tokens(int(ident)))
+
+
 def _listlike(given: Any) -> bool:
     if isinstance(given, (bytes, bytearray, memoryview)):
         return False
@@ -71,7 +76,8 @@ def _check_encodable(text: str) -> None:
         raise refuse("text-surrogate", position=error.start, char=char) from error
 
 
-def _text_ids(tokenizer: Any, text: str) -> list[int]:
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` without BOS; special tokens typed in it are ordinary characters."""
     _check_encodable(text)
     return _ids(tokenizer, text, literal=True)
 
@@ -79,7 +85,9 @@ def _text_ids(tokenizer: Any, text: str) -> list[int]:
 def _ids(tokenizer: Any, text: str, *, literal: bool) -> list[int]:
     """Ids of `text` as it is; `literal` reads the names of special tokens in it as ordinary characters."""
     with _tokenizing:
-        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
+        # not verbose: it would warn of texts longer than the model's context, which are refused or cut up
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)
+        return list(encoded["input_ids"])
 
 
 def _chat_ids(tokenizer: Any, messages: Any, model: str) -> list[int]:

@@ -99,6 +99,43 @@ def collect(
     return folder
 
 
+def hold(
+    model: Any,
+    tokens: np.ndarray,
+    sites: Iterable[Site],
+    *,
+    special: Sequence[int],
+    batch: int = 8,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> dict[Site, torch.Tensor]:
+    """As `collect`, but into memory: bfloat16 [token, width] for each site, on `device` (by default the model's).
+
+    All tokens take two bytes for each of the sites' dimensions, reserved at once.
+    """
+    sites, where = sorted(set(sites)), next(model.parameters()).device
+    keep = ~np.isin(tokens, special)
+    count, done, started = int(keep.sum()), 0, time.monotonic()
+    held = {
+        site: torch.empty(count, width_of(model, site), dtype=torch.bfloat16, device=device or where) for site in sites
+    }
+    for first in range(0, len(tokens), batch):
+        ids = torch.from_numpy(tokens[first : first + batch].astype(np.int64)).to(where)
+        kept = torch.from_numpy(keep[first : first + batch]).to(where)
+        here = int(keep[first : first + batch].sum())
+
+        def write(site: Site, x: torch.Tensor, kept: torch.Tensor = kept, done: int = done, here: int = here) -> None:
+            held[site][done : done + here] = x[kept].to(torch.bfloat16)
+
+        with torch.inference_mode(), reading(model, sites, write, stop=True), suppress(Enough):
+            body(model)(ids, use_cache=False)
+        done += here
+        if progress is not None:
+            speed = done / (time.monotonic() - started)
+            progress({"done": done, "of": count, "tokens_per_second": speed, "seconds_left": (count - done) / speed})
+    return held
+
+
 def load(folder: str | Path, site: Site) -> torch.Tensor:
     """The collected activations of `site`, bfloat16 [token, width], mapped from disk rather than read."""
     folder = Path(folder)

@@ -23,6 +23,7 @@ class FeatureTable(TraceView):
     def beside(cls, other: TraceView, **options: Any) -> FeatureTable:
         """A table of the same trace that follows `other`: select in one, and the other shows it."""
         table = cls(other.trace, other._facts_of, site=other.site or None, selected=other.selected, **options)
+        table._card_of = other._card_of
         _join(other, table)
         return table
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def keep_subshell(comm: Any) -> None:
     """
     if comm is not None and hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
+
+
+_alive: weakref.WeakSet[LiveWidget] = weakref.WeakSet()
+_watchers: list[Callable[[LiveWidget], None]] = []
+
+
+def alive() -> tuple[LiveWidget, ...]:
+    """The gemloupe widgets of this process that are not closed."""
+    return tuple(_alive)
+
+
+def watch(born: Callable[[LiveWidget], None]) -> None:
+    """Call `born` with every widget that is made from now on. It must not raise."""
+    _watchers.append(born)
 
 
 @contextmanager
@@ -59,6 +74,9 @@ class LiveWidget(anywidget.AnyWidget):
         super().__init__(**traits)
         self._calls = Calls({"ping": lambda: None, **self.methods()}, self.send)
         self.on_msg(lambda _widget, content, _buffers: self._calls.receive(content))
+        _alive.add(self)
+        for born in _watchers:
+            born(self)
 
     def methods(self) -> Mapping[str, Handler]:
         """What the browser half may call, by name."""
@@ -67,6 +85,10 @@ class LiveWidget(anywidget.AnyWidget):
     def open(self) -> None:
         super().open()
         keep_subshell(self.comm)
+
+    def close(self) -> None:
+        _alive.discard(self)
+        super().close()
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """State from the browser. What is refused is answered with what holds here, so that both sides agree."""

@@ -32,13 +32,16 @@ def _asset(name: str) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def html(name: str, state: dict[str, Any], picture: str, *, page: bool) -> str:
-    """The widget `name` in `state` as HTML; `picture` is what stands there without scripts (already escaped)."""
+def html(name: str, state: dict[str, Any], picture: str, *, page: bool, holds: tuple[str, ...] = ()) -> str:
+    """The widget `name` in `state` as HTML; `picture` is what stands there without scripts (already escaped).
+
+    `holds` names widgets that are shown inside, whose style is then needed too.
+    """
     # "<" never appears in the JSON, so that no token text can end the script element it lies in
     data = json.dumps(as_json(state), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     fragment = (
         f'<div data-gemloupe-static="{name}">'
-        f"<style>{_asset(f'{name}.css')}</style>"
+        f"<style>{''.join(_asset(f'{one}.css') for one in (*holds, name))}</style>"
         f"<div data-gemloupe-picture>{picture}</div>"
         f'<script type="application/json">{data}</script>'
         f"<script>{_asset(f'{name}.static.js')}</script>"

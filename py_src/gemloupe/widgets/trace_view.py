@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import traitlets
@@ -13,6 +14,7 @@ import traitlets
 from ..engine.protocol import FeatureFacts
 from ..errors import Refusal, refuse
 from ..feature import FeatureId
+from ..fidelity import Fidelity
 from ..site import Site
 from ..trace import Token, Trace
 from ..wire import arrays
@@ -21,8 +23,12 @@ from .colour import PALETTES, opacity
 from .live import LiveWidget, refusing_traits
 from .selection import Selection, read_selection
 
+if TYPE_CHECKING:
+    from .feature_card import FeatureCard
+
 FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 
+_FEATURE = re.compile(r"[a-z]+\.[0-9]+/[0-9]+")
 # Features per token whose facts the static twin carries: more than fit a screen, few enough for a small file.
 _STATIC_FACTS = 12
 
@@ -41,12 +47,26 @@ def wire_token(token: Token) -> dict[str, Any]:
 
 def wire_facts(facts: FeatureFacts) -> dict[str, Any]:
     """One feature's facts as the browser gets them."""
-    return {
+    named = {"label": facts.label} if facts.label else {}
+    return named | {
         "density": facts.density,
         "maximum": facts.maximum,
         "mean": facts.mean_active,
         "promotes": [[text, _rounded(logit)] for text, logit in facts.promotes],
         "suppresses": [[text, _rounded(logit)] for text, logit in facts.suppresses],
+    }
+
+
+def wire_fidelity(one: Fidelity) -> dict[str, Any]:
+    """A site's fidelity as the browser gets it."""
+    return {
+        "site": str(one.site),
+        "light": one.light,
+        "reason": one.reason,
+        "tokens": one.tokens,
+        "l0": round(one.l0, 2),
+        "declaredL0": one.declared_l0,
+        "fvu": None if one.fvu is None else round(one.fvu, 4),
     }
 
 
@@ -73,8 +93,13 @@ class TraceView(LiveWidget):
     """The selection as plain data; `selected` is the same with names."""
     palette = traitlets.Enum(tuple(PALETTES), "blue").tag(sync=True)
     """Colour of the bubbles; all choices are safe for colour-blind readers."""
+    fidelity: traitlets.Dict[str, Any] = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    """How well the SAE of `site` fits this text, as `wire_fidelity` writes it; None until it was measured."""
     facts = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     """Facts of features by index: only in the static twin, where no kernel can be asked."""
+
+    _card_of: Callable[..., FeatureCard] | None = None
+    """What opens a card, where a loupe made this view."""
 
     def __init__(
         self,
@@ -93,7 +118,7 @@ class TraceView(LiveWidget):
         if first.feature is not None:
             site = first.feature.site  # a feature is shown at its own site, whatever else was asked for
         elif site is None:
-            site = _first_shown(trace)
+            site = shown_first(trace.sites)
         shown = "" if site is None else str(site)
         super().__init__(
             about={key: trace.about.get(key) for key in ("model", "scope", "device", "dtype")} | {"note": ""},
@@ -115,10 +140,15 @@ class TraceView(LiveWidget):
 
     def _of_site(self, shown: str) -> dict[str, Any]:
         if not shown:
-            return {"acts": None, "maxima": None}
+            return {"acts": None, "maxima": None, "fidelity": None}
         site = Site.of(shown)
         acts = self.trace.acts[site]
-        return {"acts": arrays.sparse(acts), "maxima": arrays.maxima(acts, self.trace.maxima[site])}
+        known = self.trace.fidelity.known.get(site)
+        return {
+            "acts": arrays.sparse(acts),
+            "maxima": arrays.maxima(acts, self.trace.maxima[site]),
+            "fidelity": None if known is None else wire_fidelity(known),
+        }
 
     @traitlets.validate("site")
     def _check_site(self, proposal: Any) -> str:
@@ -158,10 +188,25 @@ class TraceView(LiveWidget):
         found = read_selection(given, self.trace)
         self.selection = {"token": found.position, "feature": found.feature and str(found.feature)}
 
+    def card(self, feature: FeatureId | str | None = None) -> FeatureCard:
+        """The card of a feature, by default of the selected one, with this text marked in it."""
+        chosen = self.selected.feature if feature is None else FeatureId.of(feature)
+        if chosen is None:
+            raise refuse("card-of-nothing")
+        if self._card_of is None:
+            raise refuse("card-needs-loupe", feature=str(chosen))
+        return self._card_of(chosen, text=self.trace)
+
     # ---- calls from the browser
 
     def methods(self) -> Mapping[str, Handler]:
-        return {"facts": self._facts, "site": self._show_site}
+        return {"facts": self._facts, "site": self._show_site, "fidelity": self._measure}
+
+    def _measure(self, site: str) -> None:
+        """A site's fidelity, into the trait if it is still shown. Costs a pass of the model, up to that site."""
+        found = self.trace.fidelity[self._open_site(site)]
+        if self.site == site:
+            self.fidelity = wire_fidelity(found)
 
     def _facts(self, site: str, features: Iterable[int]) -> dict[str, Any]:
         """Facts by feature index."""
@@ -222,11 +267,20 @@ class TraceView(LiveWidget):
             style = f"{colour}border-radius:8px;padding:1px 3px;margin:1px;white-space:pre-wrap;unicode-bidi:isolate"
             spans.append(f'<span style="{style}" title="{strength:.2f}">{html.escape(text)}</span>')
         head = f"{self.selection.get('feature') or 'strongest feature on each token'} · {self.site or 'no site open'}"
+        if self.fidelity is not None:
+            head += f" · fidelity {self.fidelity['light']}: {self.fidelity['reason']}"
         line = f'<div style="opacity:.7;font-size:85%">{html.escape(head)}</div>'
         return f'<div dir="auto" style="line-height:2">{"".join(spans)}</div>{line}'
 
 
-def _first_shown(trace: Trace) -> Site | None:
-    """The site shown first: two thirds up the residual stream, where features are most about meaning."""
-    stream = [site for site in trace.sites if site.kind == "res"] or list(trace.sites)
-    return stream[len(stream) * 2 // 3] if stream else None
+def shown_first(sites: tuple[Site, ...], site: Any = None, selected: Any = None) -> Site | None:
+    """The site a view shows first: the one asked for, the selected feature's, or the one two thirds up the stream."""
+    for one in selected if isinstance(selected, (tuple, list)) else (selected,):
+        if isinstance(one, FeatureId) or (isinstance(one, str) and _FEATURE.fullmatch(one)):
+            found = FeatureId.of(one).site
+            return found if found in sites else None
+    if site is not None:
+        found = Site.of(site)
+        return found if found in sites else None
+    stream = [site for site in sites if site.kind == "res"] or list(sites)
+    return stream[len(stream) * 2 // 3] if stream else None  # there, features are most about meaning

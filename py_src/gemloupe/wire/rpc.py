@@ -22,10 +22,10 @@ _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="gemloupe-rpc")
 
 
 class Calls:
-    """Answers calls with `methods`, by `send`. One per widget."""
+    """Answers calls with `methods`, by `send`, on `threads`. One per widget; all widgets share a pool by default."""
 
-    def __init__(self, methods: Mapping[str, Handler], send: Send) -> None:
-        self._methods, self._send = dict(methods), send
+    def __init__(self, methods: Mapping[str, Handler], send: Send, threads: ThreadPoolExecutor = _threads) -> None:
+        self._methods, self._send, self._pool = dict(methods), send, threads
         self._open: dict[Any, threading.Event] = {}
         self._lock = threading.Lock()
 
@@ -46,7 +46,7 @@ class Calls:
             if ident in self._open:
                 return True
             self._open[ident] = threading.Event()
-        _threads.submit(self._answer, ident, message.get("method"), message.get("params") or {})
+        self._pool.submit(self._answer, ident, message.get("method"), message.get("params") or {})
         return True
 
     def _answer(self, ident: Any, method: Any, params: Mapping[str, Any]) -> None:

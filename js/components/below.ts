@@ -1,0 +1,26 @@
+/** A place under a view for another one, a desk or a card, with a button that closes it. */
+
+import { h } from "./dom";
+import "./below.css";
+
+export interface Below {
+  el: HTMLElement;
+  /** Where the other one is drawn. */
+  place: HTMLElement;
+  opened(open: boolean): void;
+}
+
+export function below(onClose: () => void, signal: AbortSignal): Below {
+  const close = h("button", { text: "close ×", attrs: { type: "button", "aria-label": "Close what is open below" } });
+  const place = h("div");
+  const el = h("div", { class: "gl-below" }, h("div", { class: "gl-below-head" }, close), place);
+  el.hidden = true;
+  close.addEventListener("click", onClose, { signal });
+  return {
+    el,
+    place,
+    opened(open) {
+      el.hidden = !open;
+    },
+  };
+}

@@ -1,0 +1,758 @@
+/** A text from layer to layer: a line of tokens to scrub over, the layers of one of them, or layers by tokens. */
+
+import { type Attribution, edgesAt, effectsByToken } from "../core/attribution";
+import { PALETTES, type PaletteName, type Rgb } from "../core/colour";
+import { BANDS, type Block, type Column, type Evolution, type Ribbon } from "../core/evolution";
+import { type Facts, parseFeature, type Selection } from "../core/feature";
+import { percentText, rawText, strengthText } from "../core/numbers";
+import type { About } from "../core/picture";
+import type { Value } from "../core/synced";
+import { tokenName, visibleText } from "../core/text";
+import type { Token } from "../core/token";
+import { aboutLine } from "./about";
+import { type Banner, banner } from "./banner";
+import { type Below, below as belowView } from "./below";
+import { h } from "./dom";
+import { keys } from "./keys";
+import { type GridRow, layerGrid } from "./layer-grid";
+import { layerPlot, spokenBlock } from "./layer-plot";
+import { layerStrip } from "./layer-strip";
+import { saveButtons, standalone } from "./save-picture";
+import { chip } from "./text";
+import { themed } from "./theme";
+import { guessRows } from "./token-card";
+import { tokenScrubber } from "./token-scrubber";
+import { tooltip } from "./tooltip";
+import "./root.css";
+import "./layer-evolution.css";
+
+export type ViewName = "layers" | "grid";
+export type Names = Record<string, [text: string, given: boolean]>;
+
+export interface Shown {
+  tokens: Token[];
+  evolution: Evolution;
+  about: About;
+}
+
+export interface EvolutionOptions {
+  selection: Value<Selection>;
+  view: Value<ViewName>;
+  names: Value<Names>;
+  attribution: Value<Attribution | null>;
+  palette: Value<PaletteName>;
+  /** Facts of a feature, if they are there; `want` resolves when they are. */
+  facts: {
+    get(site: string, feature: number): Facts | undefined;
+    want(site: string, features: number[], signal: AbortSignal): Promise<void>;
+  };
+  attribute(target: string | number | null, position: number): Promise<unknown>;
+  check(n: number): Promise<unknown>;
+  concept(features: string[]): Promise<{ rows: [position: number, value: number][][] }>;
+  openCard(feature: string): Promise<unknown>;
+  closeCard(): Promise<unknown>;
+  onError(subject: string, error: unknown): void;
+  live: boolean;
+  signal: AbortSignal;
+}
+
+export interface EvolutionView {
+  el: HTMLElement;
+  banner: Banner;
+  /** Where a card is drawn. */
+  below: Below;
+  show(shown: Shown): void;
+}
+
+/** Milliseconds without a move after which the kernel is told where one is. */
+const REST = 300;
+const MEASURES: [name: string, text: string][] = [
+  ["concept", "the followed feature"],
+  ["l0", "L0: features on"],
+  ["norm", "norm"],
+  ["fvu", "FVU: what the SAE misses"],
+  ["entropy", "entropy of the guess, nats"],
+];
+
+export function layerEvolution(options: EvolutionOptions): EvolutionView {
+  const { selection, view, names, attribution, palette, onError, live, signal } = options;
+  let shown: Shown | null = null;
+  let token = selection.get().token ?? 0;
+  let column: Column | null = null;
+  let open: Set<string> = new Set();
+  let kept = true;
+  let hues: Record<string, Rgb> = {};
+  /** Pixels across; measured when the size changes, since asking costs a layout. */
+  let room = 0;
+  let resting: ReturnType<typeof setTimeout> | undefined;
+  let exact: { feature: string; rows: Map<string, Float32Array> } | null = null;
+
+  const messages = banner();
+  const card = tooltip();
+  const scrubber = tokenScrubber({ onScrub: go, onRest: rest, signal });
+  const plot = layerPlot({
+    onHover: (what) => {
+      if (what === null) card.hide();
+      else if ("block" in what) hoverBlock(what.block, what.anchor);
+      else card.show(what.anchor as HTMLElement, ribbonCard(what.ribbon));
+    },
+    onSelect: (block) => follow(block.name === followed() ? null : block.name),
+    signal,
+  });
+  const strip = layerStrip((layer, anchor) => {
+    if (layer !== null && anchor && shown) card.show(anchor as HTMLElement, layerCard(shown.evolution, layer));
+    else card.hide();
+  }, signal);
+  const grid = layerGrid((picked) => {
+    go(picked);
+    rest();
+  }, signal);
+
+  const button = (text: string, more: Record<string, string> = {}) =>
+    h("button", { text, attrs: { type: "button", ...more } });
+  const tabs = (["layers", "grid"] as const).map((name) => {
+    const one = button(name === "layers" ? "layers" : "grid", { role: "radio" });
+    one.addEventListener("click", () => view.set(name), { signal });
+    return [name, one] as const;
+  });
+  const views = h(
+    "span",
+    { class: "gl-switch", attrs: { role: "radiogroup", "aria-label": "View" } },
+    ...tabs.map(([, one]) => one),
+  );
+  const bands = h("span", { class: "gl-switch gl-bands", attrs: { role: "group", "aria-label": "Bands" } });
+  const measure = h("select", { attrs: { "aria-label": "Measure" } });
+  measure.append(...MEASURES.map(([name, text]) => h("option", { text, attrs: { value: name } })));
+  const kindChoice = h("select", { attrs: { "aria-label": "Kind of site" } });
+  const target = h("select", { class: "gl-target", attrs: { "aria-label": "Keep only what leads to" } });
+  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Follow no feature (Escape)" } });
+  const saves = saveButtons(take, (error) => onError("save", error), signal);
+  const special = h("div", { class: "gl-quiet gl-plot-note" });
+  const scroller = h("div", { class: "gl-plot-scroll", attrs: { tabindex: -1 } });
+  scroller.append(plot.el, strip.el);
+  const layersBox = h("div", {}, special, scroller);
+  const gridBox = h("div", {}, grid.el);
+  const about = aboutLine("← → tokens · Tab then arrows: features · Enter follows · c card · Esc clears");
+  const side = h("div", { class: "gl-inspect" });
+  const leads = h("div", { class: "gl-leads" });
+  const below = belowView(() => options.closeCard().catch((error) => onError("card", error)), signal);
+  const said = h("div", { class: "gl-unseen", attrs: { role: "status", "aria-live": "polite" } });
+  const root = h(
+    "div",
+    { class: "gl-root gl-layers" },
+    h("div", { class: "gl-head" }, views, bands, measure, kindChoice, target, clear, saves),
+    messages.el,
+    scrubber.el,
+    layersBox,
+    gridBox,
+    leads,
+    side,
+    about.el,
+    below.el,
+    said,
+    card.el,
+  );
+  const paint = themed(root, signal);
+
+  // ---- what is chosen
+
+  function followed(): string | null {
+    const { feature } = selection.get();
+    return feature !== null && shown && shown.evolution.siteAt(feature.split("/")[0]) >= 0 ? feature : null;
+  }
+  function follow(feature: string | null): void {
+    clearTimeout(resting);
+    selection.set({ token, feature });
+  }
+  /** Shows another token at once; the kernel hears of it when one has come to rest. */
+  function go(next: number): void {
+    if (!shown || next === token || next < 0 || next >= shown.tokens.length) return;
+    token = next;
+    card.hide();
+    draw();
+    drawTargets();
+    clearTimeout(resting);
+    resting = setTimeout(rest, REST);
+  }
+  function rest(): void {
+    clearTimeout(resting);
+    if (!signal.aborted && selection.get().token !== token) selection.set({ ...selection.get(), token });
+    tell();
+  }
+  signal.addEventListener("abort", () => clearTimeout(resting), { once: true });
+
+  const nameOf = (feature: string): string => {
+    const [text] = names.get()[feature] ?? [""];
+    return text.split(" · ")[0];
+  };
+  const found = (): Attribution | null => (kept ? attribution.get() : null);
+
+  // ---- drawing
+
+  function measureRoom(): void {
+    const style = getComputedStyle(root);
+    room =
+      root.clientWidth - (Number.parseFloat(style.paddingLeft) || 0) - (Number.parseFloat(style.paddingRight) || 0);
+  }
+
+  function draw(): void {
+    if (!shown) return;
+    const { evolution, tokens } = shown;
+    token = Math.min(token, Math.max(tokens.length - 1, 0));
+    const led = found();
+    const edges = led ? edgesAt(led, token) : null;
+    const more = [...(edges?.values() ?? [])].flatMap(
+      (edge) => evolution.made(edge.feature, edge.raw, edge.strength ?? Number.NaN) ?? [],
+    );
+    column = evolution.column(token, tokens[token]?.special ? [] : more);
+    scrubber.select(token);
+    if (view.get() === "layers") drawLayers(shown, column, edges);
+    else drawGrid(shown);
+    drawSide();
+  }
+  function drawLayers({ evolution, tokens }: Shown, at: Column, edges: ReturnType<typeof edgesAt> | null): void {
+    const kinds = evolution.kinds.filter((kind) => open.has(kind));
+    const feature = followed();
+    const trail = feature === null ? [] : evolution.trail(feature);
+    // Where nothing of it is on there is nothing to stand out.
+    const on = trail.some((one) => at.chainOf.has(one));
+    plot.show({
+      evolution,
+      column: at,
+      kinds,
+      followed: on ? new Set(trail) : null,
+      selected: feature,
+      edges,
+      target: found()?.target.feature ?? null,
+      name: nameOf,
+      label: (block) => spokenBlock(block, at, nameOf(block.name)),
+      width: (room > 0 ? room : 960) - 2,
+    });
+    if (plot.frame) strip.show({ evolution, token, kinds, frame: plot.frame, target: found()?.target.token ?? null });
+    special.textContent = tokens[token]?.special
+      ? "A special token: the SAEs were not trained on it, so its features are not shown."
+      : evolution.holds(token)
+        ? edges && edges.size === 0
+          ? "Nothing at this token is among the strongest sources; the coloured tokens have some."
+          : ""
+        : "The features of this token are not in this saved picture; save_html keeps all.";
+    special.hidden = special.textContent === "";
+  }
+  function drawGrid(given: Shown): void {
+    const { evolution, tokens } = given;
+    const what = measure.value;
+    const feature = followed();
+    const kind =
+      what === "concept" ? (feature?.split(".")[0] ?? "res") : kindChoice.value || evolution.kinds[0] || "res";
+    const rows = what === "concept" ? conceptRows(evolution, feature) : measureRows(evolution, what, kind);
+    const name = MEASURES.find(([one]) => one === what)?.[1] ?? what;
+    special.hidden = true;
+    messages.say(
+      "concept",
+      what === "concept" && !feature
+        ? "Follow a feature to see it in all layers: choose a block among the layers."
+        : null,
+      "quiet",
+    );
+    grid.show({
+      tokens,
+      rows,
+      full: what === "concept" ? 1 : null,
+      unit: what === "concept" ? "of its own maximum" : name,
+      log: what === "norm",
+      hue: hues[kind] ?? PALETTES.grey.light,
+      selected: token,
+      title: what === "concept" && feature ? `${feature} ${nameOf(feature)}` : name,
+    });
+  }
+  function conceptRows(evolution: Evolution, feature: string | null): GridRow[] {
+    if (feature === null) return [];
+    const { features, values } = evolution.concept(feature);
+    if (live && exact?.feature !== feature) wantConcept(feature, features);
+    const [first, last] = evolution.span;
+    const kind = feature.split(".")[0];
+    const rows: GridRow[] = [];
+    for (let layer = last; layer >= first; layer--) {
+      const at = features.findIndex((one) => one.startsWith(`${kind}.${layer}/`));
+      const known =
+        at < 0 ? null : ((exact?.feature === feature ? exact.rows.get(features[at]) : undefined) ?? values[at]);
+      rows.push({ layer, name: at < 0 ? `${kind}.${layer}` : features[at], values: known });
+    }
+    return rows;
+  }
+  /** The browser has only what is among the strongest; the kernel has every value. */
+  function wantConcept(feature: string, features: string[]): void {
+    exact = { feature, rows: new Map() };
+    const mine = exact;
+    options.concept(features).then(
+      ({ rows }) => {
+        rows.forEach((row, i) => {
+          const values = new Float32Array(shown?.tokens.length ?? 0);
+          for (const [position, value] of row) values[position] = value;
+          mine.rows.set(features[i], values);
+        });
+        if (exact === mine) draw();
+      },
+      (error) => onError("concept", error),
+    );
+  }
+  function measureRows(evolution: Evolution, what: string, kind: string): GridRow[] {
+    const [first, last] = evolution.span;
+    const every = Array.from({ length: evolution.tokens }, (_, at) => at);
+    const rows: GridRow[] = [];
+    if (what === "entropy") {
+      const guesses = every.map((at) => new Map(evolution.guesses(at).map((one) => [one.layer, one.entropy])));
+      for (const layer of [...evolution.guessed].reverse())
+        rows.push({
+          layer,
+          name: `layer ${layer}`,
+          values: Float32Array.from(guesses, (one) => one.get(layer) ?? Number.NaN),
+        });
+      return rows;
+    }
+    for (let layer = last; layer >= first; layer--) {
+      const site = evolution.siteAt(`${kind}.${layer}`);
+      const value = (at: number) => evolution.measures(at, site)[what as "l0" | "norm" | "fvu"];
+      // Special tokens' norms are hundreds of times the others' and would leave those without colour.
+      const values =
+        site < 0 ? null : Float32Array.from(every, (at) => (evolution.isSpecial(at) ? Number.NaN : value(at)));
+      rows.push({ layer, name: `${kind}.${layer}`, values });
+    }
+    return rows;
+  }
+
+  // ---- what is said
+
+  function summary(block: Block): HTMLElement[] {
+    const [text] = names.get()[block.name] ?? [""];
+    const facts = options.facts.get(block.name.split("/")[0], block.feature);
+    const edge = found() && edgesAt(found(), token).get(block.name);
+    const parts = [
+      h(
+        "div",
+        { class: "gl-card-head" },
+        h("span", { class: "gl-card-token", text: block.name }),
+        h("span", {
+          class: "gl-number",
+          text: Number.isNaN(block.strength) ? "maximum unknown" : `strength ${strengthText(block.strength)}`,
+        }),
+        h("span", { class: "gl-quiet gl-number", text: `raw ${rawText(block.raw)}` }),
+      ),
+      h("div", { class: text ? "gl-inspect-name" : "gl-quiet", text: text || "no label", attrs: { dir: "auto" } }),
+    ];
+    if (edge) {
+      const measured = edge.measured === null ? "" : `, measured ${signed(edge.measured)}`;
+      const text = `${edge.effect < 0 ? "lowers" : "raises"} the target by ${signed(edge.effect)}${measured}`;
+      parts.push(h("div", { class: "gl-number", text }));
+    }
+    if (facts?.promotes.length)
+      parts.push(
+        h(
+          "div",
+          { class: "gl-inspect-chips" },
+          h("span", { class: "gl-quiet", text: "promotes" }),
+          ...facts.promotes.slice(0, 6).map(([one]) => chip(one)),
+        ),
+      );
+    return parts;
+  }
+  function hoverBlock(block: Block, anchor: Element): void {
+    const content = h("div", {}, ...summary(block));
+    const chain = column?.chainOf.get(block.name);
+    const at = chain?.blocks.indexOf(block) ?? -1;
+    for (const [ribbon, words] of [
+      [chain?.ribbons[at - 1], "from"],
+      [chain?.ribbons[at], "goes on as"],
+    ] as const)
+      if (ribbon)
+        content.append(
+          h("div", {
+            class: "gl-quiet gl-number",
+            text: `${words} ${(words === "from" ? ribbon.source : ribbon.target).name}: ${alike(ribbon)}`,
+          }),
+        );
+    card.show(anchor as HTMLElement, content);
+  }
+  const alike = ({ cosine, coactivation }: { cosine: number; coactivation: number }) =>
+    `cosine ${cosine.toFixed(2)}, ${Number.isNaN(coactivation) ? "co-activation not known" : `fire together on ${percentText(coactivation)} of their tokens`}`;
+  const ribbonCard = (ribbon: Ribbon) =>
+    h(
+      "div",
+      {},
+      h(
+        "div",
+        { class: "gl-card-head" },
+        h("span", { class: "gl-card-token", text: `${ribbon.source.name} → ${ribbon.target.name}` }),
+      ),
+      h("div", { text: nameOf(ribbon.source.name), attrs: { dir: "auto" } }),
+      h("div", { text: nameOf(ribbon.target.name), attrs: { dir: "auto" } }),
+      h("div", { class: "gl-quiet gl-number", text: alike(ribbon) }),
+    );
+  const layerCard = (evolution: Evolution, layer: number) => {
+    const guess = evolution.guesses(token).find((one) => one.layer === layer);
+    const content = h(
+      "div",
+      {},
+      h(
+        "div",
+        { class: "gl-card-head" },
+        h("span", { class: "gl-card-token", text: `after layer ${layer}` }),
+        h("span", { class: "gl-quiet gl-number", text: guess ? `entropy ${guess.entropy.toFixed(2)} nats` : "" }),
+      ),
+    );
+    if (guess) content.append(guessRows(guess.tokens.map(({ text, probability }) => [text, probability])));
+    evolution.sites.forEach((site, i) => {
+      if (site.layer !== layer) return;
+      const { l0, norm, fvu } = evolution.measures(token, i);
+      const missed = Number.isNaN(fvu) ? "" : ` · FVU ${fvu.toFixed(3)}`;
+      content.append(
+        h("div", { class: "gl-quiet gl-number", text: `${site.name}: L0 ${l0} · norm ${rawText(norm)}${missed}` }),
+      );
+    });
+    return content;
+  };
+
+  /** The feature that is followed: what it is, its way through the layers, and what can be asked about it. */
+  function drawSide(): void {
+    const feature = followed();
+    side.hidden = feature === null;
+    clear.hidden = feature === null;
+    clear.textContent = feature === null ? "" : `${feature} ×`;
+    clear.setAttribute("aria-label", `Following ${feature}. Follow none`);
+    if (feature === null || !shown || !column) return;
+    const { evolution } = shown;
+    const parsed = parseFeature(feature);
+    const block = column.sites.flat().find(({ name }) => name === feature);
+    const trail = evolution.trail(feature);
+    const on = new Map(column.sites.flat().map((one) => [one.name, one]));
+    const here = trail.filter((one) => on.has(one));
+    const strongest = here.reduce(
+      (best, one) => ((on.get(one)?.shade ?? 0) > (on.get(best)?.shade ?? -1) ? one : best),
+      here[0],
+    );
+    const story = here.length
+      ? `at this token from ${here[0].split("/")[0]} to ${here[here.length - 1].split("/")[0]}, strongest in ${strongest.split("/")[0]}`
+      : "not among the strongest features of this token";
+    const path = h("div", { class: "gl-inspect-path", attrs: { role: "group", "aria-label": "Through the layers" } });
+    trail.forEach((one, i) => {
+      if (i > 0) {
+        const joint = evolution.joint(trail[i - 1], one);
+        path.append(h("span", { class: "gl-quiet", text: "→", attrs: { title: joint ? alike(joint) : "" } }));
+      }
+      const strength = on.get(one);
+      const step = button(`${one}${strength ? ` ${strengthText(strength.strength)}` : ""}`, {
+        class: strength ? "gl-step-on" : "gl-step-off",
+        "aria-current": String(one === feature),
+        title: nameOf(one),
+      });
+      step.addEventListener("click", () => follow(one));
+      path.append(step);
+    });
+    const cardButton = button("open its card", { class: "gl-open-card" });
+    cardButton.addEventListener("click", () => openCard(feature));
+    const raised = button("what raised it here", { class: "gl-raised" });
+    raised.disabled = !block;
+    raised.addEventListener("click", () => attribute(feature));
+    const actions = h("div", { class: "gl-inspect-actions" }, ...(live ? [cardButton, raised] : []));
+    const head = block
+      ? summary(block)
+      : [
+          h("div", { class: "gl-card-token", text: feature }),
+          h("div", { text: nameOf(feature), attrs: { dir: "auto" } }),
+        ];
+    side.replaceChildren(
+      h("div", { class: "gl-inspect-what" }, ...head),
+      h("div", { class: "gl-inspect-way" }, h("div", { class: "gl-quiet", text: story }), path, actions),
+    );
+    if (live && parsed && options.facts.get(parsed.site, parsed.index) === undefined && asked !== feature) {
+      asked = feature;
+      options.facts.want(parsed.site, [parsed.index], signal).then(drawSide, (error) => onError("facts", error));
+    }
+  }
+  let asked = "";
+
+  function drawLeads(): void {
+    const led = found();
+    scrubber.colour(led && shown ? effectsByToken(led, shown.tokens.length) : null);
+    leads.hidden = led === null;
+    if (!led) return;
+    const name = led.target.feature ?? `'${visibleText(led.target.text)}'`;
+    const unit = led.target.feature === null ? "logit" : "activation";
+    const all = button("show all features", { class: "gl-lead-clear" });
+    all.addEventListener("click", () => attribute(null));
+    const check = button("check by taking the 5 strongest out", { class: "gl-lead-check" });
+    check.addEventListener("click", () => busy("attribution", check, options.check(5)));
+    leads.replaceChildren(
+      h("span", {
+        text: `Only what leads to ${name} (${unit} ${rawText(led.value)}): ${led.edges.length} features carry ${percentText(led.explained)} of all effects, what the SAEs miss carries ${percentText(led.error)}. Dashed outlines lower it; tokens are coloured by what starts there.`,
+      }),
+      ...(live ? [check, all] : [all]),
+      ...led.notes.map((note) => h("span", { class: "gl-quiet", text: note })),
+    );
+  }
+  /** Next tokens to choose from: the last layer's guesses here. */
+  function drawTargets(): void {
+    if (!shown) return;
+    const last = shown.evolution.guesses(token).at(-1);
+    const led = found();
+    const choices = (last?.tokens ?? []).map(({ id, text, probability }) =>
+      h("option", {
+        text: `leads to '${visibleText(text)}' ${percentText(probability)}`,
+        attrs: { value: String(id) },
+      }),
+    );
+    const other = led && (led.target.feature !== null || !last?.tokens.some(({ id }) => id === led.target.token));
+    const extra = other
+      ? [
+          h("option", {
+            text: `leads to ${led.target.feature ?? `'${visibleText(led.target.text)}'`}`,
+            attrs: { value: "led" },
+          }),
+        ]
+      : [];
+    target.replaceChildren(h("option", { text: "all features", attrs: { value: "" } }), ...extra, ...choices);
+    target.value = led ? (other ? "led" : String(led.target.token)) : "";
+    target.hidden = view.get() !== "layers" || (!led && (!live || !choices.length));
+  }
+  function busy(subject: string, el: HTMLButtonElement | HTMLSelectElement, answer: Promise<unknown>): void {
+    el.disabled = true;
+    root.setAttribute("aria-busy", "true");
+    messages.say("working", "The kernel computes that: one pass of the model, and one back.", "quiet");
+    answer
+      .then(() => onError(subject, null))
+      .catch((error) => onError(subject, error))
+      .finally(() => {
+        el.disabled = false;
+        root.removeAttribute("aria-busy");
+        messages.say("working", null);
+        drawTargets();
+      });
+  }
+  function attribute(what: string | number | null): void {
+    rest();
+    if (live) busy("attribution", target, options.attribute(what, token));
+    else {
+      // A saved picture cannot ask, but it can put the answer it has aside.
+      kept = what !== null;
+      refresh();
+    }
+  }
+  function openCard(feature: string): void {
+    if (live)
+      options.openCard(feature).then(
+        () => onError("card", null),
+        (error) => onError("card", error),
+      );
+  }
+  function tell(): void {
+    if (!shown?.tokens[token]) return;
+    const feature = followed();
+    said.textContent = `token ${token + 1}, '${tokenName(shown.tokens[token])}'${feature ? `, following ${feature} ${nameOf(feature)}` : ""}`;
+  }
+
+  // ---- controls
+
+  function drawControls(): void {
+    const layers = view.get() === "layers";
+    for (const [name, one] of tabs) {
+      one.setAttribute("aria-checked", String(name === view.get()));
+      one.tabIndex = name === view.get() ? 0 : -1;
+    }
+    layersBox.hidden = !layers;
+    gridBox.hidden = layers;
+    bands.hidden = !layers || (shown?.evolution.kinds.length ?? 0) < 2;
+    measure.hidden = layers;
+    kindChoice.hidden = layers || ["concept", "entropy"].includes(measure.value);
+    bands.querySelectorAll("button").forEach((one) => {
+      one.setAttribute("aria-pressed", String(open.has(one.dataset.kind ?? "")));
+    });
+  }
+  function refresh(): void {
+    drawControls();
+    drawTargets();
+    drawLeads();
+    draw();
+  }
+  function recolour(): void {
+    const theme = root.dataset.glTheme === "dark" ? "dark" : "light";
+    const order = [
+      palette.get(),
+      ...(["blue", "purple", "orange", "grey"] as const).filter((one) => one !== palette.get()),
+    ];
+    hues = Object.fromEntries(["res", "att", "mlp", "transcoder"].map((kind, i) => [kind, PALETTES[order[i]][theme]]));
+    for (const [kind, hue] of Object.entries(hues)) root.style.setProperty(`--gl-band-${kind}`, hue.join(" "));
+    root.style.setProperty("--gl-halo", theme === "dark" ? "20 22 26" : "255 255 255");
+    root.style.setProperty("--gl-ink", theme === "dark" ? "#c3cddd" : "#46546c");
+    if (shown && view.get() === "grid") draw();
+  }
+  function take() {
+    if (!shown) return null;
+    const name = `layers-${tokenName(shown.tokens[token]).replace(/[^\p{L}\p{N}]+/gu, "") || token}`;
+    const style = getComputedStyle(root);
+    const paper = style.getPropertyValue("--gl-paper").trim() || "#fff";
+    const title = `'${tokenName(shown.tokens[token])}', position ${token} · ${shown.about?.model ?? ""}`;
+    if (view.get() === "layers") return { picture: standalone([plot.el, strip.el], title, paper), name };
+    const made = grid.picture();
+    if (!made) return null;
+    // Styles are read from what is in the page.
+    layersBox.after(made);
+    made.setAttribute("fill", style.color);
+    try {
+      return { picture: standalone([made], measure.selectedOptions[0]?.text ?? "", paper), name: "layers-by-tokens" };
+    } finally {
+      made.remove();
+    }
+  }
+
+  measure.addEventListener(
+    "change",
+    () => {
+      drawControls();
+      draw();
+    },
+    { signal },
+  );
+  kindChoice.addEventListener("change", draw, { signal });
+  target.addEventListener(
+    "change",
+    () => {
+      if (target.value === "led") return;
+      const last = shown?.evolution.guesses(token).at(-1);
+      const id = target.value === "" ? null : Number(target.value);
+      attribute(id === null || last?.tokens.some((one) => one.id === id) ? id : null);
+    },
+    { signal },
+  );
+  bands.addEventListener(
+    "click",
+    (event) => {
+      const kind = event.target instanceof Element ? event.target.closest("button")?.dataset.kind : undefined;
+      if (kind === undefined) return;
+      if (!open.delete(kind)) open.add(kind);
+      if (!open.size) open = new Set(shown?.evolution.kinds);
+      drawControls();
+      draw();
+    },
+    { signal },
+  );
+  views.addEventListener(
+    "keydown",
+    (event) => {
+      if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      view.set(view.get() === "layers" ? "grid" : "layers");
+      tabs.find(([name]) => name === view.get())?.[1].focus();
+    },
+    { signal },
+  );
+  clear.addEventListener("click", () => follow(null), { signal });
+  selection.subscribe((chosen) => {
+    if (chosen.token !== null) token = chosen.token;
+    draw();
+    drawTargets();
+    tell();
+  }, signal);
+  view.subscribe(refresh, signal);
+  attribution.subscribe(() => {
+    kept = true;
+    refresh();
+  }, signal);
+  names.subscribe(draw, signal);
+  const repaint = () => {
+    paint(palette.get());
+    recolour();
+  };
+  palette.subscribe(repaint, signal);
+  repaint();
+  const themes = new MutationObserver(recolour);
+  themes.observe(root, { attributes: true, attributeFilter: ["data-gl-theme"] });
+  signal.addEventListener("abort", () => themes.disconnect(), { once: true });
+  if (typeof ResizeObserver !== "undefined") {
+    let width = 0;
+    const observer = new ResizeObserver(() => {
+      if (Math.abs(root.clientWidth - width) < 2) return;
+      width = root.clientWidth;
+      measureRoom();
+      draw();
+    });
+    observer.observe(root);
+    signal.addEventListener("abort", () => observer.disconnect(), { once: true });
+  }
+  globalThis.addEventListener("scroll", () => card.hide(), { capture: true, passive: true, signal });
+  signal.addEventListener("abort", () => card.hide(), { once: true });
+  const step = (by: number) => () => go(token + by);
+  keys(
+    root,
+    {
+      ArrowLeft: step(-1),
+      ArrowRight: step(1),
+      "[": step(-1),
+      "]": step(1),
+      Home: () => go(0),
+      End: () => go((shown?.tokens.length ?? 1) - 1),
+      g: () => view.set(view.get() === "layers" ? "grid" : "layers"),
+      c: () => {
+        const feature = followed();
+        if (feature !== null) openCard(feature);
+      },
+      Escape: () => {
+        card.hide();
+        follow(null);
+      },
+      ArrowUp: () => undefined,
+      ArrowDown: () => undefined,
+    },
+    signal,
+  );
+
+  return {
+    el: root,
+    banner: messages,
+    below,
+    show(given) {
+      const same = shown?.tokens === given.tokens;
+      shown = given;
+      exact = null;
+      measureRoom();
+      token = selection.get().token ?? token;
+      open = new Set(given.evolution.kinds);
+      bands.replaceChildren(
+        ...given.evolution.kinds.map((kind) =>
+          h("button", {
+            text: BANDS.find(([one]) => one === kind)?.[1] ?? kind,
+            attrs: { type: "button", "data-kind": kind },
+          }),
+        ),
+      );
+      kindChoice.replaceChildren(
+        ...given.evolution.kinds.map((kind) =>
+          h("option", { text: BANDS.find(([one]) => one === kind)?.[1] ?? kind, attrs: { value: kind } }),
+        ),
+      );
+      if (!same) scrubber.setTokens(given.tokens);
+      const unknown = given.evolution.someUnknown
+        ? ["Dashed blocks: maximum unknown, sized by the largest value in this text."]
+        : [];
+      const notes = [...given.evolution.notes, ...unknown].join(" ");
+      messages.say("notes", notes || null, "quiet");
+      messages.say(
+        "empty",
+        given.evolution.sites.length ? null : "No site is open: there is only the model's guess.",
+        "quiet",
+      );
+      about.show(given.about);
+      refresh();
+    },
+  };
+}
+
+const signed = (value: number) => `${value < 0 ? "−" : "+"}${rawText(Math.abs(value))}`;
+
+export function readView(given: unknown): ViewName {
+  return given === "grid" ? "grid" : "layers";
+}
+
+export function readNames(given: unknown): Names {
+  return typeof given === "object" && given !== null ? (given as Names) : {};
+}

@@ -1,0 +1,48 @@
+/** A kernel of the sidebar's own, for when no notebook is open, with a widget manager of its own. */
+
+import { SessionContext } from "@jupyterlab/apputils";
+import { type IRenderMimeRegistry, RenderMimeRegistry } from "@jupyterlab/rendermime";
+import type { ServiceManager } from "@jupyterlab/services";
+import { Signal } from "@lumino/signaling";
+import type { Place } from "./place";
+
+const PATH = "gemloupe-sidebar";
+
+/** Starts the kernel, or connects to the one that an earlier page of this server left running. */
+export async function ownKernel(services: ServiceManager.IManager, rendermime: IRenderMimeRegistry): Promise<Place> {
+  const context = new SessionContext({
+    kernelManager: services.kernels,
+    sessionManager: services.sessions,
+    specsManager: services.kernelspecs,
+    path: PATH,
+    name: "Gemloupe",
+    type: "gemloupe",
+    kernelPreference: { language: "python", autoStartDefault: true, shutdownOnDispose: false },
+  });
+  const needsChoice = await context.initialize();
+  if (needsChoice) {
+    await services.kernelspecs.ready;
+    const specs = services.kernelspecs.specs?.kernelspecs ?? {};
+    const python = Object.values(specs).find((spec) => spec?.language.toLowerCase() === "python");
+    if (!python) {
+      context.dispose();
+      throw new Error("no Python kernel is installed on this server");
+    }
+    await context.changeKernel({ name: python.name });
+  }
+  const own = new RenderMimeRegistry({ initialFactories: [], sanitizer: rendermime.sanitizer });
+  // The widget manager's own entry point for a place that is no notebook; it asks for no more than this of a context.
+  const host = {};
+  const { registerWidgetManager } = await import("@jupyter-widgets/jupyterlab-manager");
+  registerWidgetManager(
+    {
+      sessionContext: context,
+      saveState: new Signal<object, string>(host),
+      model: { getMetadata: () => undefined, setMetadata: () => undefined },
+      urlResolver: { resolveUrl: async (url: string) => url, getDownloadUrl: async (url: string) => url },
+    },
+    own,
+    [].values(),
+  );
+  return { name: "", context, rendermime: own, notebook: null };
+}

@@ -1,0 +1,4 @@
+import { mountHere } from "./_static";
+import widget from "./feature-card";
+
+mountHere(widget.render);

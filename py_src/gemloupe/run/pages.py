@@ -1,0 +1,309 @@
+"""SAEs where they are needed, within a budget: on disk, on the host, on the device.
+
+All of Gemma Scope's SAEs of one model are tens of gigabytes; a forward pass needs them one after the other. A `Pager`
+holds as many as a budget in bytes allows, the least recently used leaves first, and while one encodes a thread
+loads the one that comes next. What it hands out is the same SAE whatever the budget: only the time differs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..budget import said
+from ..errors import Refusal, refuse
+from ..load import cache
+from ..load.artifact import read_json, verify
+from ..load.sae import Sae, Transcoder
+from ..site import Site
+from .encode import norms, screen_bytes
+
+_log = logging.getLogger(__name__)
+
+# Changes when what a page holds changes; older pages are then written anew.
+_FORMAT = 1
+_PAGE, _ABOUT = "sae.safetensors", "page.json"
+# Left free on the disk: a page saves time, and is not worth filling the disk for.
+_KEPT_FREE = 2 << 30
+
+
+def footprint(width: int, d_in: int, device: torch.device | str, d_out: int | None = None) -> int:
+    """Bytes that an SAE of `width` features takes on `device`, with what encoding on a CPU keeps beside it."""
+    out = d_in if d_out is None else d_out
+    return 4 * (width * (d_in + out + 2) + out) + beside(width, d_in, device)
+
+
+def beside(width: int, d_in: int, device: torch.device | str) -> int:
+    """Bytes that encoding keeps beside an SAE: on a CPU the encoder rounded to int8."""
+    return screen_bytes(width, d_in) if torch.device(device).type == "cpu" else 0
+
+
+class Pager:
+    """Hands out SAEs by site and keeps within `budget` bytes what it holds. Safe to use from several threads.
+
+    `load(site)` brings an SAE from below (the disk, or the pager `below`, which is closed with this one); `size(site)`
+    says beforehand how many bytes it takes on `device`. An SAE that a caller still uses stays alive for it, whatever
+    the pager lets go of.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Site], Sae],
+        size: Callable[[Site], int],
+        *,
+        budget: int,
+        device: torch.device | str = "cpu",
+        below: Pager | None = None,
+    ) -> None:
+        self._below = below
+        self.budget, self.device = budget, torch.device(device)
+        self.loads = 0
+        """How often an SAE had to be brought from below."""
+        self._load, self._size = load, size
+        self._shelf: OrderedDict[Site, Sae] = OrderedDict()  # least recently used first
+        self._coming: dict[Site, Future[Sae]] = {}
+        self._in_use: Site | None = None
+        self._order: tuple[Site, ...] = ()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._ahead = ThreadPoolExecutor(1, "gemloupe-pages")
+        self._stream: Any = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of the SAEs that are here or on their way; never above `budget`."""
+        with self._changed:
+            return sum(map(self._size, [*self._shelf, *self._coming]))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites whose SAE is here, the least recently used first."""
+        with self._changed:
+            return tuple(self._shelf)
+
+    def expect(self, order: Iterable[Site]) -> None:
+        """The order in which SAEs will be asked for, over and over: whenever one is, the next is loaded ahead."""
+        with self._changed:
+            self._order = tuple(order)
+
+    def get(self, site: Site) -> Sae:
+        """The SAE at `site`, on the device. Waits while it is loaded; what loading refuses is raised here."""
+        with self._changed:
+            self._in_use = site
+            while True:
+                if self._closed:
+                    raise refuse("engine-closed")
+                if (sae := self._shelf.get(site)) is not None:
+                    self._shelf.move_to_end(site)
+                    self._load_next(site)
+                    return sae
+                if site not in self._coming and self._make_room(site):
+                    mine: Future[Sae] = Future()
+                    self._coming[site] = mine
+                    break
+                # Someone else loads it, or what is being loaded ahead holds the room it needs.
+                self._changed.wait()
+        sae = self._bring(site, mine)
+        with self._changed:
+            self._load_next(site)
+        return sae
+
+    def _bring(self, site: Site, promise: Future[Sae]) -> Sae:
+        """Load `site`, for which there is room, and put it on the shelf; called without the lock."""
+        try:
+            sae = self._moved(self._load(site))
+        except BaseException as error:
+            with self._changed:
+                del self._coming[site]
+                self._changed.notify_all()
+            promise.set_exception(error)
+            raise
+        with self._changed:
+            del self._coming[site]
+            self.loads += 1
+            if not self._closed:
+                self._shelf[site] = sae
+            self._changed.notify_all()
+        promise.set_result(sae)
+        return sae
+
+    def _moved(self, sae: Sae) -> Sae:
+        if self.device.type == "cpu":
+            # A mapped encoder is read from the disk here, not while it is multiplied with; the decoder may never be.
+            norms(sae)
+            return sae
+        if self.device.type != "cuda":
+            return sae.to(self.device)
+        # On a stream of its own the copy runs beside the encoding of the SAE before.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):
+            moved = sae.to(self.device)
+        self._stream.synchronize()
+        for tensor in vars(moved).values():
+            if isinstance(tensor, torch.Tensor):
+                # Memory that is given back must not be filled again before the model's stream has read it.
+                tensor.record_stream(torch.cuda.default_stream(self.device))
+        return moved
+
+    def _make_room(self, site: Site, *, ahead: bool = False) -> bool:
+        """Let go of what was used least recently until `site` fits; False if that is not to be had now."""
+        need = self._size(site)
+        if need > self.budget:
+            raise refuse("budget-too-small", budget=said(self.budget), site=site, need=said(need))
+        taken = sum(map(self._size, [*self._shelf, *self._coming]))
+        leaving = []
+        for other in self._shelf:
+            if taken + need <= self.budget:
+                break
+            # Loading ahead must neither push out the SAE that encodes now nor, where a whole round fits, the next ones.
+            if other == site or (ahead and other == self._in_use):
+                continue
+            leaving.append(other)
+            taken -= self._size(other)
+        if taken + need > self.budget:
+            return False
+        for other in leaving:
+            del self._shelf[other]
+        return True
+
+    def _load_next(self, site: Site) -> None:
+        """Begin to load what comes after `site`, unless it is here or there is no room beside `site`."""
+        if site not in self._order or len(self._order) < 2:
+            return
+        following = self._order[(self._order.index(site) + 1) % len(self._order)]
+        if following in self._shelf or following in self._coming or self._closed:
+            return
+        if not self._make_room(following, ahead=True):
+            return
+        promise: Future[Sae] = Future()
+        self._coming[following] = promise
+
+        def load() -> None:
+            try:
+                self._bring(following, promise)
+            except BaseException:
+                # Whoever asks for it loads it again, and is told then.
+                _log.debug("loading %s ahead failed", following, exc_info=True)
+
+        self._ahead.submit(load)
+
+    def close(self) -> None:
+        """Let go of everything; what is being loaded is dropped when it comes."""
+        with self._changed:
+            self._closed = True
+            self._shelf.clear()
+            self._changed.notify_all()
+        self._ahead.shutdown(wait=True, cancel_futures=True)
+        if self._below is not None:
+            self._below.close()
+
+
+# ---- on disk
+
+
+def mapped(source: Path, site: Site, load: Callable[[], Sae], folder: Path | None = None) -> Sae:
+    """The SAE that `load()` reads from the file `source`, as a page: float32 in the order it is used in, mapped.
+
+    The page is written to `folder` (default: 'pages' in the cache folder) the first time. It is compared with its
+    sha256 once per process; a damaged one is written anew from the source. Where there is no space, or no way to
+    write, the SAE is kept in memory instead, and a warning says so.
+    """
+    about = source.stat()
+    identity = [os.path.realpath(source), about.st_size, about.st_mtime_ns, str(site), _FORMAT]
+    place = (cache.folder() / "pages" if folder is None else folder) / sha256(json.dumps(identity).encode()).hexdigest()
+    if place.exists():
+        try:
+            return _open(place)
+        except (Refusal, OSError) as error:
+            _log.warning("gemloupe: a page of %s is damaged and is written anew (%s)", site, error)
+    sae = load()
+    tensors = {f.name: getattr(sae, f.name) for f in fields(sae) if isinstance(getattr(sae, f.name), torch.Tensor)}
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cache.require_space(sum(t.nbytes for t in tensors.values()) + _KEPT_FREE, place.parent)
+        with cache.alone(place), cache.folder_atomically(place) as made:
+            _write(made, sae, tensors)
+        return _open(place)
+    except (Refusal, OSError) as error:
+        _log.warning("gemloupe: no page of %s could be kept; it is read from its source each time (%s)", site, error)
+        return sae
+
+
+def _write(folder: Path, sae: Sae, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _PAGE)
+    with (folder / _PAGE).open("rb") as file:
+        digest = _digest(file)
+    about: dict[str, Any] = {"site": str(sae.site), "sha256": digest}
+    if isinstance(sae, Transcoder):
+        about |= {"transcoder": True, "before_gain": sae.before_gain}
+    (folder / _ABOUT).write_text(json.dumps(about))
+
+
+def _digest(file: Any) -> str:
+    import hashlib
+
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(folder: Path) -> Sae:
+    """The page in `folder`, mapped: its bytes are read when they are used, and the system may take them back."""
+    from safetensors import SafetensorError, safe_open
+
+    about = read_json(folder / _ABOUT)
+    file = folder / _PAGE
+    verify(file, str(about.get("sha256")))
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        site = Site.of(about["site"])
+        if about.get("transcoder"):
+            return Transcoder(site, before_gain=bool(about["before_gain"]), **tensors)
+        return Sae(site, **tensors)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise refuse("scope-damaged", file=file, why=str(error)) from error
+
+
+# ---- budgets
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """Bytes free on `device` now; on a CPU, what the system can give without swapping."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        # What torch's allocator holds but nobody uses is free for us.
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return free_memory()
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be had without swapping, within a container's limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        facts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        free = min(free, limit - int(facts["anon"]))
+    except (OSError, ValueError, KeyError):  # no limit, or no such files
+        pass
+    return max(0, free)
+
+
+def default_budget(device: torch.device | str) -> int:
+    """Half of what is free on `device`: the rest is for the pass itself, longer texts and other programs."""
+    return free_bytes(device) // 2

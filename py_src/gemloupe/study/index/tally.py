@@ -1,0 +1,313 @@
+"""What is kept of a site's activations while a text goes by, and the rule that says what may be forgotten.
+
+The rule depends on nothing but the activations themselves: not on their order, not on how the text was cut into parts.
+An example is kept if it is among the TOP strongest of its feature (ties: the earlier place), or among the DRAWN with
+the smallest numbers (`scale.of_firing`, random to the eye) of its group. A group is a bin of the histogram; bins wholly
+below a fifth of the feature's maximum are one group. That maximum only ever grows, so groups only ever join, and what
+was not among the smallest of its group never will be of the larger one: keeping the kept of two parts gives the kept
+of the whole. The random examples of an interval are drawn from what is kept in it. Its borders are known at the end
+only and cut through bins, so in a bin that is cut fewer may be left than a draw from all would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+
+from ...sparse import SparseActs
+from . import scale
+
+TOP, DRAWN, INTERVALS = 20, 5, 5
+FIRINGS = 64  # of each feature, by the tokens' own numbers: for the tokens it fires on, and what fires with it
+WINDOW = 10  # tokens on each side of an example whose activations are kept
+UNIT = 1 << 16  # sums are kept in whole units of 1/65536: sums of floats would depend on their order
+_TOP_OF_GROUP = scale.EDGES[1:].astype(np.float64)
+# Places: the passage in the upper bits, the position of the token in the lower.
+POSITION_BITS = 20
+_WORTH_SORTING = 1 << 15
+
+
+@dataclass
+class Table:
+    """Parallel arrays, one element per entry."""
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def picked(self, which: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+
+@dataclass
+class Examples(Table):
+    """`feature` uint32, `value` float32, `place` uint64, `window` uint8 [entry, 2 WINDOW + 1]: codes around it."""
+
+    feature: np.ndarray
+    value: np.ndarray
+    place: np.ndarray
+    window: np.ndarray
+
+    @classmethod
+    def none(cls) -> Examples:
+        window = np.zeros((0, 2 * WINDOW + 1), np.uint8)
+        return cls(np.zeros(0, np.uint32), np.zeros(0, np.float32), np.zeros(0, np.uint64), window)
+
+
+@dataclass
+class Firings(Table):
+    """Tokens that features fire on: `feature` uint32, `place` uint64, `id` uint32: the vocabulary entry there."""
+
+    feature: np.ndarray
+    place: np.ndarray
+    id: np.ndarray
+
+    @classmethod
+    def none(cls) -> Firings:
+        return cls(np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+
+
+@dataclass
+class Counts:
+    """Of every feature: `fired` int64, `total` int64 in UNITs, `maximum` float32; `histogram` uint32 [feature, bin]."""
+
+    fired: np.ndarray
+    total: np.ndarray
+    maximum: np.ndarray
+    histogram: np.ndarray
+
+    @classmethod
+    def none(cls, width: int) -> Counts:
+        zeros = np.zeros(width, np.int64)
+        return cls(zeros, zeros.copy(), np.zeros(width, np.float32), np.zeros((width, scale.BINS), np.uint32))
+
+
+@dataclass
+class Part:
+    """What one part of a text adds to what is known of a site."""
+
+    counts: Counts
+    examples: Examples
+    firings: Firings
+
+
+T = TypeVar("T", Examples, Firings)
+
+# ---- the rule
+
+
+def place_of(passage: np.ndarray, position: np.ndarray) -> np.ndarray:
+    return passage.astype(np.uint64) << np.uint64(POSITION_BITS) | position.astype(np.uint64)
+
+
+def passage_and_position(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    position = place & np.uint64((1 << POSITION_BITS) - 1)
+    return (place >> np.uint64(POSITION_BITS)).astype(np.int64), position.astype(np.int64)
+
+
+def rank(keys: np.ndarray) -> np.ndarray:
+    """Of sorted keys: how many equal ones stand before each."""
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return np.arange(len(keys)) - np.repeat(first, np.diff(np.append(first, len(keys))))
+
+
+def ordered(key: np.ndarray, tie: np.ndarray) -> np.ndarray:
+    """The order of `key` (uint64), equal ones in that of `tie`. Several times faster than sorting by both."""
+    order = np.argsort(key)
+    there = key[order]
+    same = there[1:] == there[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        some = order[tied]
+        order[tied] = some[np.lexsort((tie[some], key[some]))]
+    return order
+
+
+def _descending(value: np.ndarray) -> np.ndarray:
+    """Values (float32, above 0) as uint64 below 2**32 in the opposite order."""
+    return (~value.view(np.uint32)).astype(np.uint64)
+
+
+def lowest_group(maximum: np.ndarray) -> np.ndarray:
+    """The last group wholly below a fifth of the maximum; it stands for all below it."""
+    fifth = maximum.astype(np.float64) / INTERVALS
+    return np.maximum(np.searchsorted(_TOP_OF_GROUP, fifth, side="right") - 1, 0)
+
+
+@dataclass
+class Bar:
+    """What an activation must reach to be kept; reaching it is not enough."""
+
+    value: np.ndarray  # float32 [feature]
+    lowest: np.ndarray  # uint8 [feature]: its lowest group
+    number: np.ndarray  # uint16 [feature, group]: the upper bits of the largest number kept
+    firing: np.ndarray  # uint16 [feature]
+
+    @classmethod
+    def none(cls, width: int) -> Bar:
+        return cls(
+            np.zeros(width, np.float32),
+            np.zeros(width, np.uint8),
+            np.full((width, scale.BINS), 0xFFFF, np.uint16),
+            np.full(width, 0xFFFF, np.uint16),
+        )
+
+
+def keep_examples(found: Examples, site: str, seed: int, bar: Bar | None = None) -> Examples:
+    """Those of `found` that the rule keeps, by feature, strongest first. Writes the new bar into `bar`."""
+    if not len(found):
+        return found
+    found = found.picked(
+        ordered(found.feature.astype(np.uint64) << np.uint64(32) | _descending(found.value), found.place)
+    )
+    among = rank(found.feature)
+    keep = among < TOP
+    first = among == 0
+    lowest = np.zeros(int(found.feature[-1]) + 1, np.int64)
+    lowest[found.feature[first]] = lowest_group(found.value[first])
+    group = np.maximum(scale.bins(found.value), lowest[found.feature])
+    number = scale.of_firing(scale.of_token(found.place, seed), found.feature, site)
+    key = found.feature.astype(np.int64) * scale.BINS + group
+    order = ordered(key.astype(np.uint64) << np.uint64(32) | number >> np.uint64(32), number)
+    drawn = rank(key[order])
+    keep[order[drawn < DRAWN]] = True
+    if bar is not None:
+        last = among == TOP - 1
+        bar.value[found.feature[last]] = found.value[last]
+        bar.lowest[: len(lowest)] = lowest
+        last = order[drawn == DRAWN - 1]
+        bar.number.reshape(-1)[key[last]] = number[last] >> np.uint64(48)
+    return found.picked(keep)
+
+
+def keep_firings(found: Firings, seed: int, bar: Bar | None = None) -> Firings:
+    """The FIRINGS of each feature with the smallest numbers of tokens, in the order of those."""
+    if not len(found):
+        return found
+    number = scale.of_token(found.place, seed)
+    order = ordered(found.feature.astype(np.uint64) << np.uint64(32) | number >> np.uint64(32), number)
+    found = found.picked(order)
+    among = rank(found.feature)
+    if bar is not None:
+        last = among == FIRINGS - 1
+        bar.firing[found.feature[last]] = number[order][last] >> np.uint64(48)
+    return found.picked(among < FIRINGS)
+
+
+# ---- while text goes by
+
+
+class _Sieve(Generic[T]):
+    """Entries that may be kept. Sorting out what is not costs a sort, so it is done when there are many new ones."""
+
+    def __init__(self, none: T, keep: Callable[[T], T]) -> None:
+        self._keep: Callable[[T], T] = keep
+        self._known: T = none  # of earlier parts
+        self._new: list[T] = [none]
+        self._waiting = 0
+
+    def add(self, found: T) -> None:
+        self._new.append(found)
+        self._waiting += len(found)
+        if self._waiting > max(_WORTH_SORTING, (len(self._known) + len(self._new[0])) // 2):
+            self.sift()
+
+    def sift(self) -> None:
+        new = self._joined(self._new)
+        # Parts come in the order of the text: what stands before the first new place is of earlier ones.
+        begins = new.place.min() if len(new) else 0
+        kept = self._keep(self._joined([self._known, new]))
+        earlier = kept.place < begins
+        self._known, self._new, self._waiting = kept.picked(earlier), [kept.picked(~earlier)], 0
+
+    def know(self, found: T) -> None:
+        self._known = self._keep(self._joined([self._known, found]))
+
+    def take(self) -> T:
+        """What is new, which from now on is known."""
+        new = self._joined(self._new)
+        self._known, self._new, self._waiting = self._joined([self._known, new]), [new.picked(slice(0))], 0
+        return new
+
+    @staticmethod
+    def _joined(parts: list[T]) -> T:
+        return type(parts[0]).joined(parts)
+
+
+class Tally:
+    """One site's part of the text so far. What earlier parts kept raises the bar for what comes."""
+
+    def __init__(self, site: str, width: int, seed: int) -> None:
+        self.site, self.width = site, width
+        self._bar = bar = Bar.none(width)
+        self._examples = _Sieve(Examples.none(), lambda found: keep_examples(found, site, seed, bar))
+        self._firings = _Sieve(Firings.none(), lambda found: keep_firings(found, seed, bar))
+        self._counts = Counts.none(width)
+
+    def add(self, acts: SparseActs, place: np.ndarray, number: np.ndarray, ids: np.ndarray) -> None:
+        """Activations [token, feature] with each token's place, its number (`scale.of_token`) and vocabulary id."""
+        if not acts.nnz:
+            return
+        columns = acts.indices.astype(np.uint16) if self.width <= 1 << 16 else acts.indices
+        order = np.argsort(columns, kind="stable")  # of two bytes: by counting
+        feature, value = acts.indices[order], acts.values[order]
+        token = np.repeat(np.arange(acts.shape[0], dtype=np.int32), acts.l0)[order]
+        bin_, numbers, bar = scale.bins(value), number[token], self._bar
+        self._count(feature, value, bin_)
+        mine = numbers >> np.uint64(48) <= bar.firing[feature]
+        self._firings.add(Firings(feature[mine], place[token[mine]], ids[token[mine]]))
+        group = np.maximum(bin_, bar.lowest[feature])
+        drawn = scale.of_firing(numbers, feature, self.site) >> np.uint64(48) <= bar.number[feature, group]
+        picked = np.flatnonzero(drawn | (value >= bar.value[feature]))
+        window = _windows(picked, feature, value, token, place)
+        self._examples.add(Examples(feature[picked], value[picked], place[token[picked]], window))
+
+    def _count(self, feature: np.ndarray, value: np.ndarray, bin_: np.ndarray) -> None:
+        first = np.flatnonzero(np.concatenate([[True], feature[1:] != feature[:-1]]))
+        here, counts = feature[first], self._counts
+        counts.fired[here] += np.diff(np.append(first, len(feature)))
+        counts.total[here] += np.add.reduceat(np.rint(value.astype(np.float64) * UNIT).astype(np.int64), first)
+        counts.maximum[here] = np.maximum(counts.maximum[here], np.maximum.reduceat(value, first))
+        np.add.at(counts.histogram.reshape(-1), feature.astype(np.int64) * scale.BINS + bin_, np.uint32(1))
+
+    def know(self, examples: Examples, firings: Firings) -> None:
+        """Take what an earlier part kept into account."""
+        self._examples.know(examples)
+        self._firings.know(firings)
+
+    def take(self) -> Part:
+        """What came since the last time. It need not be all that the rule keeps of it: only the whole matters."""
+        counts, self._counts = self._counts, Counts.none(self.width)
+        return Part(counts, self._examples.take(), self._firings.take())
+
+
+def _windows(
+    picked: np.ndarray, feature: np.ndarray, value: np.ndarray, token: np.ndarray, place: np.ndarray
+) -> np.ndarray:
+    """Codes of the same feature around the entries `picked`, uint8 [picked, 2 WINDOW + 1]. Entries are sorted by
+    feature and token; `place` is each token's."""
+    codes = scale.coded(value)
+    window = np.zeros((len(picked), 2 * WINDOW + 1), np.uint8)
+    window[:, WINDOW] = codes[picked]
+    passage = place >> np.uint64(POSITION_BITS)
+    for side in (-1, 1):
+        left = np.arange(len(picked))
+        for step in range(1, WINDOW + 1):
+            other = picked[left] + side * step
+            inside = (other >= 0) & (other < len(feature))
+            left, other = left[inside], other[inside]
+            here = picked[left]
+            gap = token[other] - token[here]
+            near = (feature[other] == feature[here]) & (np.abs(gap) <= WINDOW)
+            near &= passage[token[other]] == passage[token[here]]
+            left, other, gap = left[near], other[near], gap[near]
+            if not len(left):
+                break
+            window[left, WINDOW + gap] = codes[other]
+    return window

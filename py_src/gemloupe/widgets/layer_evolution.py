@@ -1,0 +1,360 @@
+"""LayerEvolution: a text from layer to layer, for one token or one concept. The other half is
+js/widgets/layer-evolution.ts."""
+
+from __future__ import annotations
+
+import html
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from ..engine.protocol import FeatureFacts
+from ..errors import Refusal, refuse
+from ..evolution import Attribution, Evolution, Grid, TokenColumn
+from ..feature import FeatureId
+from ..label import Label
+from ..site import Site
+from ..wire.rpc import Handler
+from .colour import PALETTES
+from .evolution_wire import shown_features, wire_attribution, wire_evolution
+from .latest import Latest, Task
+from .live import STATIC, LiveWidget, refusing_traits
+from .selection import Selection, read_selection
+from .trace_view import wire_facts, wire_token
+
+FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
+NamesOf = Callable[[Iterable[FeatureId]], Mapping[FeatureId, Label]]
+Attribute = Callable[..., Attribution]
+Card = Callable[[FeatureId], Any]
+
+_log = logging.getLogger(__name__)
+
+VIEWS = ("layers", "grid")
+_NAMED, _AT_ONCE = 4000, 200  # features that get a name, and how many are looked up before the next look at a stop
+_KEPT = 256  # tokens whose features a notebook's saved output keeps
+
+
+class LayerEvolution(LiveWidget):
+    """A text from layer to layer: at a token, the strongest features of every site, joined where they are the same.
+
+    `w.selected` is the token shown and the feature followed, and may be set: `w.selected = " Paris"`,
+    `w.selected = "res.12/834"`. `w.evolution` holds the values, `w.attribute(" Paris")` shows only what leads to a
+    next token (`None` shows all again), `w.found` is what that found; `w.open_card("res.12/834")` opens a card below.
+    """
+
+    _esm = STATIC / "layer-evolution.js"
+    _css = STATIC / "layer-evolution.css"
+    _name = "layer-evolution"
+
+    about = traitlets.Dict().tag(sync=True)
+    """Model, scope, device, dtype and a note: the quiet line under the picture."""
+    tokens = traitlets.List(traitlets.Dict()).tag(sync=True)
+    """The tokens, as `trace_view.wire_token` writes them."""
+    layers: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
+    """All columns, as `evolution_wire.wire_evolution` writes them: scrubbing asks the kernel nothing."""
+    names = traitlets.Dict().tag(sync=True)
+    """What features are about, [text, whether someone gave it], by name; they arrive a moment after the picture."""
+    selection: traitlets.Dict[str, Any] = traitlets.Dict({"token": None, "feature": None}).tag(sync=True)
+    """The token shown and the feature followed, as plain data; `selected` is the same with names."""
+    view = traitlets.Enum(VIEWS, "layers").tag(sync=True)
+    """'layers' for one token, or 'grid' for layers by tokens."""
+    attribution: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    """What leads to a target, as `evolution_wire.wire_attribution` writes it; None while all is shown."""
+    card = anywidget.WidgetTrait().tag(sync=True)
+    """The FeatureCard that is open under the picture; None without."""
+    palette = traitlets.Enum(tuple(PALETTES), "blue").tag(sync=True)
+    """Colour of the residual stream's features; the other bands take the palettes left."""
+    facts = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    """Facts of features by name: only in the static twin, where no kernel can be asked."""
+
+    def __init__(
+        self,
+        evolution: Evolution,
+        *,
+        token: int | str | None = None,
+        selected: Any = None,
+        facts_of: FactsOf | None = None,
+        names_of: NamesOf | None = None,
+        attribute: Attribute | None = None,
+        card_of: Card | None = None,
+        **traits: Any,
+    ) -> None:
+        """`token` (position, negative from the end, or text) is shown first, by default the last ordinary one."""
+        self.evolution = evolution
+        self._facts_of, self._names_of, self._attribute, self._card_of = facts_of, names_of, attribute, card_of
+        self._found: Attribution | None = None
+        self._lock = threading.RLock()
+        self._naming = Latest("gemloupe-evolution-names")
+        trace = evolution.trace
+        first = read_selection(selected, trace)
+        position = first.position if token is None else trace.positions(token)[-1]
+        if position is None:
+            ordinary = [i for i, one in enumerate(trace.tokens) if not one.special]
+            position = ordinary[-1] if ordinary else len(trace) - 1
+        super().__init__(
+            about={key: trace.about.get(key) for key in ("model", "scope", "device", "dtype")} | {"note": ""},
+            tokens=[wire_token(one) for one in trace.tokens],
+            layers=wire_evolution(evolution),
+            selection={
+                "token": position if position >= 0 else None,
+                "feature": None if first.feature is None else str(first.feature),
+            },
+            **traits,
+        )
+        if names_of is not None:
+            self._naming.submit(Task(self._name_all))
+
+    def close(self) -> None:
+        self._naming.cancel()
+        if self.card is not None:
+            self.card.close()
+        super().close()
+
+    # ---- names
+
+    def _name_all(self, task: Task) -> None:
+        """Looks names up while the picture is already there; those of the token shown come first."""
+        assert self._names_of is not None
+        column = self._column()
+        here = [] if column is None else [block.feature for site in column.sites for block in site.blocks]
+        asked = shown_features(self.evolution, _NAMED, here)
+        named: dict[str, Any] = {}
+        for start in range(0, len(asked), _AT_ONCE):
+            if task.cancelled:
+                return
+            try:
+                found = self._names_of(asked[start : start + _AT_ONCE])
+            except Refusal as refusal:  # a loupe that was closed: the picture stays, without names
+                _log.info("names of features: %s", refusal)
+                break
+            named |= {str(name): [label.text, label.source != "automatic"] for name, label in found.items()}
+            if start == 0 and named:
+                self.names = dict(named)
+        if not task.cancelled:
+            self.names = named
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all names are there; whether that was in time."""
+        return self._naming.wait(timeout)
+
+    # ---- selection
+
+    @traitlets.validate("selection")
+    def _check_selection(self, proposal: Any) -> dict[str, Any]:
+        with refusing_traits():
+            found = read_selection(proposal["value"], self.evolution.trace)
+        return {"token": found.position, "feature": found.feature and str(found.feature)}
+
+    @property
+    def selected(self) -> Selection:
+        """The token shown and the feature followed. Set it to a position, a token's text, a feature, or a pair."""
+        return read_selection(self.selection, self.evolution.trace)
+
+    @selected.setter
+    def selected(self, given: Any) -> None:
+        found = read_selection(given, self.evolution.trace)
+        token = self.selection["token"] if found.position is None and found.feature is not None else found.position
+        self.selection = {"token": token, "feature": found.feature and str(found.feature)}
+
+    def _column(self) -> TokenColumn | None:
+        position = self.selection.get("token")
+        return None if position is None else self.evolution.columns[position]
+
+    # ---- what leads to a target
+
+    @property
+    def found(self) -> Attribution | None:
+        """The attribution that is shown; None while all features are."""
+        return self._found
+
+    def attribute(self, target: FeatureId | str | int | None, *, token: int | str | None = None) -> Attribution | None:
+        """Show only what leads to a target, a next token's text or id, or a feature; None shows everything again.
+
+        `token` is the one after which the next is predicted, or where the feature fires: by default the one shown.
+        Refuses what `loupe.attribution` refuses.
+        """
+        if target is None:
+            self._found = self.attribution = None
+            return None
+        if self._attribute is None:
+            raise refuse("evolution-needs-loupe")
+        trace = self.evolution.trace
+        position = self.selection["token"] if token is None else trace.positions(token)[-1]
+        ids = tuple(one.id for one in trace.tokens)
+        found = self._attribute(ids, target, token=position)
+        with self._lock:
+            self._found = found
+            self.attribution = wire_attribution(found, trace)
+        return found
+
+    def _asked(self, target: str | int | None, position: int) -> None:
+        self.attribute(target, token=position)
+
+    def check(self, n: int = 5) -> Attribution | None:
+        """Take the n strongest sources of the attribution shown out, one at a time, and show what that changed."""
+        before = self._found
+        if before is None:
+            return None
+        found = before.check(n)
+        with self._lock:
+            if self._found is before:  # another target may have been chosen meanwhile
+                self._found = found
+                self.attribution = wire_attribution(found, self.evolution.trace)
+        return found
+
+    # ---- one concept in all layers
+
+    def grid(self, features: Iterable[FeatureId | str]) -> Grid:
+        """Strengths of features, one for each layer, at every token: a `Grid`, from what was read."""
+        trace = self.evolution.trace
+        names = [FeatureId.of(feature) for feature in features]
+        rows, known = [], True
+        for name in names:
+            if name.site not in trace.acts:
+                raise refuse("site-not-open", site=name.site, open=", ".join(map(str, trace.sites)) or "none")
+            index = name.within(trace.acts[name.site].shape[1]).index
+            maximum = trace.maxima[name.site][index]
+            known = known and bool(maximum > 0)
+            rows.append((trace.acts[name.site].column(index), maximum))
+        values = [column / maximum if known else column for column, maximum in rows]
+        ordinary = np.array([not token.special for token in trace.tokens], bool)
+        table = np.array([np.where(ordinary, row, np.nan) for row in values], np.float32).reshape(-1, len(trace))
+        sites = tuple(name.site for name in names)
+        return Grid(trace.tokens, sites, table, "strength" if known else "activation", tuple(names))
+
+    def _concept(self, features: Iterable[str]) -> dict[str, Any]:
+        """Rows of [position, value] pairs, only where a feature is on, and what the values are."""
+        grid = self.grid(features)
+        on = [np.flatnonzero(np.nan_to_num(row) > 0) for row in grid.values]
+        rows = [
+            [[int(i), round(float(row[i]), 4)] for i in at.tolist()] for row, at in zip(grid.values, on, strict=True)
+        ]
+        return {"measure": grid.measure, "rows": rows}
+
+    # ---- the card below
+
+    def open_card(self, feature: FeatureId | str) -> Any:
+        """Open a `FeatureCard` under the picture, with this text marked in it; returns it."""
+        if self._card_of is None:
+            raise refuse("evolution-needs-loupe")
+        made = self._card_of(FeatureId.of(feature))
+        before, self.card = self.card, made
+        if before is not None:
+            before.close()
+        return made
+
+    def close_card(self) -> None:
+        """Close the card under the picture."""
+        before, self.card = self.card, None
+        if before is not None:
+            before.close()
+
+    def _open_card(self, feature: str) -> None:
+        self.open_card(feature)
+
+    # ---- calls from the browser
+
+    def methods(self) -> Mapping[str, Handler]:
+        return {
+            "facts": self._facts,
+            "attribution": self._asked,
+            "check": self._check,
+            "concept": self._concept,
+            "card": self._open_card,
+            "uncard": self.close_card,
+        }
+
+    def _check(self, n: int) -> None:
+        self.check(n)
+
+    def _facts(self, site: str, features: Iterable[int]) -> dict[str, Any]:
+        """Facts by feature index."""
+        names = tuple(FeatureId(Site.of(site), index) for index in features)
+        if self._facts_of is None:
+            return {}
+        return {str(facts.feature.index): wire_facts(facts) for facts in self._facts_of(names)}
+
+    # ---- the static twin
+
+    def static_state(self) -> dict[str, Any]:
+        self.wait(30)
+        return super().static_state() | {"card": None, "facts": self._static_facts()}
+
+    def _static_facts(self) -> dict[str, Any]:
+        column = self._column()
+        if column is None or self._facts_of is None:
+            return {}
+        shown = tuple(block.feature for site in column.sites for block in site.blocks)
+        try:
+            return {str(facts.feature): wire_facts(facts) for facts in self._facts_of(shown)}
+        except Refusal:  # the loupe is closed: the picture stays, without facts
+            return {}
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        self._brief = True
+        try:
+            return super()._repr_mimebundle_(**kwargs)
+        finally:
+            self._brief = False
+
+    _brief = False
+
+    def to_html(self, *, page: bool = True) -> str:
+        """This widget as self-contained HTML that needs no kernel and no network.
+
+        A whole page, or with `page=False` a fragment to put into one. What a notebook saves by itself keeps of a long
+        text only the features of 256 tokens around the one shown.
+        """
+        if not (self._brief and len(self.tokens) > _KEPT):
+            return super().to_html(page=page)
+        from . import static
+
+        start = min(max((self.selection["token"] or 0) - _KEPT // 2, 0), len(self.tokens) - _KEPT)
+        state = self.static_state() | {"layers": wire_evolution(self.evolution, range(start, start + _KEPT))}
+        return static.html(self._name, state, self.static_picture(), page=page)
+
+    def static_picture(self) -> str:
+        """A table: per layer its strongest feature of each kind, and what the model would say there."""
+        column = self._column()
+        if column is None:
+            return ""
+        trace = self.evolution.trace
+        kinds = list(dict.fromkeys(site.kind for site in sorted(trace.sites, key=lambda s: _ORDER.index(s.kind))))
+        said = {guess.layer: guess for guess in column.guesses}
+        layers = sorted({site.site.layer for site in column.sites} | set(said))
+        rows = []
+        for layer in layers:
+            cells = [str(layer)]
+            for kind in kinds:
+                at = next((s for s in column.sites if s.site == Site(kind, layer)), None)
+                block = at.blocks[0] if at is not None and at.blocks else None
+                number = "" if block is None else f" {_number(block.strength)}"
+                cells.append("not open" if at is None else "–" if block is None else f"{block.feature}{number}")
+            guess = said.get(layer)
+            cells.append("" if guess is None or not guess.tokens else f"{guess.tokens[0][1]!r}")
+            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        head = "".join(
+            f"<th style='text-align:left'>{html.escape(name)}</th>" for name in ("layer", *kinds, "the model's guess")
+        )
+        token = trace.tokens[column.position].text
+        title = html.escape(f"token {column.position}: {token!r}")
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<div>{title}</div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __repr__(self) -> str:
+        columns = self.evolution.columns
+        position = self.selection["token"]
+        return f"LayerEvolution of {len(columns)} tokens, {len(self.evolution.trace.sites)} sites, at {position}"
+
+
+_ORDER = ("res", "att", "mlp", "transcoder")
+
+
+def _number(strength: float | None) -> str:
+    return "?" if strength is None or math.isnan(strength) else f"{strength:.2f}"

@@ -1,0 +1,141 @@
+"""LayerEvolution in a real JupyterLab: scrubbing, following, what leads to a next token, a card, the grid, files."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.ui
+
+OPEN = "import gemloupe as gl\nloupe = gl.open()"
+TEXT = 'w = loupe.evolution("The City of Light is Paris, and the capital of France is")\nw'
+LONG = 'long = loupe.evolution("The sun rises over the hills and the river. " * 200, guesses=1)\nlong'
+# Messages that leave the page, counted where the kernel's websocket sends them.
+COUNT = """() => {
+  window.sentMessages = 0;
+  const send = WebSocket.prototype.send;
+  WebSocket.prototype.send = function (...given) { window.sentMessages++; return send.apply(this, given); };
+}"""
+# Milliseconds from a key to a picture that has been laid out, for each of n keys.
+SCRUB = """async ([line, n]) => {
+  const times = [];
+  for (let i = 0; i < n; i++) {
+    const start = performance.now();
+    const key = { key: "ArrowLeft", bubbles: true, composed: true, cancelable: true };
+    line.dispatchEvent(new KeyboardEvent("keydown", key));
+    line.closest(".gl-root").getBoundingClientRect();
+    times.push(performance.now() - start);
+    await new Promise((done) => requestAnimationFrame(done));
+  }
+  return times;
+}"""
+
+
+def block(cell, name):
+    return cell.locator(f'.gl-block[data-feature="{name}"]')
+
+
+def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
+    elsewhere = f"import os\nos.environ['GEMLOUPE_DATA'] = {str(tmp_path)!r}\n"
+    nb = notebook(elsewhere + OPEN, TEXT)
+    nb.run(0)
+    nb.run(1)
+    cell = nb.cell(1)
+    plot = cell.get_by_role("listbox", name="Features by layer")
+    expect(plot.get_by_role("option").first).to_be_visible()
+    nb.wait_for_kernel("w.wait(60)", seconds=90)
+    assert cell.locator(".gl-ribbon").count() > 10
+    shot(cell, "evolution-light")
+
+    tokens = cell.get_by_role("listbox", name="Tokens")
+    nb.page.evaluate(COUNT)
+    times = nb.page.evaluate(SCRUB, [tokens.element_handle(), 8])
+    assert nb.page.evaluate("window.sentMessages") == 0
+    print(f"a scrub takes {sorted(times)[4]:.1f} ms (median of 8), {max(times):.1f} ms at most")
+    expect(cell.locator('.gl-scrub [aria-selected="true"]')).to_have_text("is")
+    nb.wait_for_kernel("w.selected.position == 5")
+    # Press, and move over the text.
+    paris = tokens.get_by_role("option", name="Paris")
+    tokens.get_by_role("option", name="City").hover()
+    nb.page.mouse.down()
+    paris.hover()
+    nb.page.mouse.up()
+    nb.wait_for_kernel("w.selected.token.text == ' Paris'")
+
+    # Hover says what it is, a click follows it, the keyboard goes on from there.
+    first = plot.get_by_role("option").first
+    name = first.get_attribute("data-feature")
+    first.hover()
+    expect(cell.get_by_role("tooltip")).to_contain_text(name)
+    shot(cell, "evolution-hover")
+    first.click()
+    nb.wait_for_kernel(f"str(w.selected.feature) == {name!r}")
+    expect(cell.locator(".gl-inspect")).to_contain_text(name)
+    shot(cell, "evolution-follow")
+    first.press("ArrowRight")
+    nb.page.keyboard.press("Enter")
+    nb.wait_for_kernel(f"str(w.selected.feature) != {name!r}")
+    nb.page.keyboard.press("Escape")
+    nb.wait_for_kernel("w.selected.feature is None")
+
+    # Only what leads to the next token, from the kernel.
+    tokens.press("End")
+    choice = cell.get_by_label("Keep only what leads to")
+    choice.select_option(index=1)
+    nb.wait_for_kernel("w.found is not None", seconds=60)
+    expect(cell.locator(".gl-leads")).to_contain_text("of all effects")
+    assert cell.locator(".gl-edge").count() > 0
+    shot(cell, "evolution-leads")
+    cell.get_by_role("button", name="show all features").click()
+    nb.wait_for_kernel("w.found is None")
+    expect(cell.locator(".gl-leads")).to_be_hidden()
+
+    # Its card, below.
+    block(cell, plot.get_by_role("option").first.get_attribute("data-feature")).click()
+    cell.get_by_role("button", name="open its card").click()
+    nb.wait_for_kernel("w.card is not None", seconds=30)
+    expect(cell.get_by_role("button", name="Close what is open below")).to_be_visible()
+    expect(cell.locator(".gl-below .gl-root")).to_be_visible()
+    cell.get_by_role("button", name="Close what is open below").click()
+    nb.wait_for_kernel("w.card is None")
+
+    # Files.
+    for kind in ("SVG", "PNG"):
+        with nb.page.expect_download() as saved:
+            cell.get_by_role("button", name=f"Save the picture as {kind}").click()
+        path = tmp_path / saved.value.suggested_filename
+        saved.value.save_as(path)
+        assert path.read_bytes()[:4] == (b"<svg" if kind == "SVG" else b"\x89PNG")
+
+    cell.get_by_role("radio", name="grid").click()
+    nb.wait_for_kernel("w.view == 'grid'")
+    expect(cell.locator("canvas")).to_be_visible()
+    cell.locator("canvas").click(position={"x": 200, "y": 90})
+    expect(cell.locator(".gl-grid-said")).to_contain_text("layer")
+    shot(cell, "evolution-grid")
+    cell.get_by_role("radio", name="layers").click()
+
+    nb.command("apputils:change-theme", theme="JupyterLab Dark")
+    expect(cell.locator(".gl-root").first).to_have_attribute("data-gl-theme", "dark")
+    nb.page.wait_for_timeout(600)
+    shot(cell, "evolution-dark")
+    nb.command("apputils:change-theme", theme="JupyterLab Light")
+    nb.page.set_viewport_size({"width": 760, "height": 900})
+    nb.page.wait_for_timeout(600)
+    shot(cell, "evolution-narrow")
+
+
+def test_two_thousand_tokens(notebook, tmp_path, shot):
+    elsewhere = f"import os\nos.environ['GEMLOUPE_DATA'] = {str(tmp_path)!r}\n"
+    nb = notebook(elsewhere + OPEN, LONG)
+    nb.run(0)
+    nb.run(1)
+    cell = nb.cell(1)
+    tokens = cell.get_by_role("listbox", name="Tokens")
+    expect(tokens).to_be_visible(timeout=120_000)
+    assert int(nb.run_in_kernel("print(len(long.evolution.trace))")) == 2002
+    times = nb.page.evaluate(SCRUB, [tokens.element_handle(), 20])
+    print(f"2,002 tokens: a scrub takes {sorted(times)[10]:.1f} ms (median of 20), {max(times):.1f} ms at most")
+    assert cell.locator(".gl-scrub-token").count() < 200
+    assert int(nb.run_in_kernel("print(len(long._repr_mimebundle_()[0]['text/html']))")) < 3_000_000
+    shot(cell, "evolution-long")
