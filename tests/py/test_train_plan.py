@@ -142,9 +142,9 @@ for _ in range({kills}):  # fork: every run is a process of its own, without imp
         Plan.open({folder!r}).run(lambda job, figures: os.write(tell, b"."))
         os._exit(0)
     os.close(tell)
-    for _ in range(draw.randrange(3, 45)):
+    for _ in range(draw.randrange(3, 25)):
         os.read(reports, 1)
-    time.sleep(draw.uniform(0, 0.02))
+    time.sleep(draw.uniform(0, 0.01))
     os.kill(child, signal.SIGKILL)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     os.close(reports)

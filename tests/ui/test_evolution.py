@@ -10,11 +10,15 @@ pytestmark = pytest.mark.ui
 OPEN = "import gemloupe as gl\nloupe = gl.open()"
 TEXT = 'w = loupe.evolution("The City of Light is Paris, and the capital of France is")\nw'
 LONG = 'long = loupe.evolution("The sun rises over the hills and the river. " * 200, guesses=1)\nlong'
-# Messages that leave the page, counted where the kernel's websocket sends them.
-COUNT = """() => {
-  window.sentMessages = 0;
+# Nothing reaches the kernel until release(): a picture that follows meanwhile needs no answer from there.
+HOLD = """() => {
+  const held = [];
   const send = WebSocket.prototype.send;
-  WebSocket.prototype.send = function (...given) { window.sentMessages++; return send.apply(this, given); };
+  WebSocket.prototype.send = function (...given) { held.push([this, given]); };
+  window.release = () => {
+    WebSocket.prototype.send = send;
+    for (const [socket, given] of held) socket.send(...given);
+  };
 }"""
 # Milliseconds from a key to a picture that has been laid out, for each of n keys.
 SCRUB = """async ([line, n]) => {
@@ -48,11 +52,14 @@ def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     shot(cell, "evolution-light")
 
     tokens = cell.get_by_role("listbox", name="Tokens")
-    nb.page.evaluate(COUNT)
+    blocks = plot.get_by_role("option")
+    last = blocks.evaluate_all("all => all.map(one => one.dataset.feature)")
+    nb.page.evaluate(HOLD)
     times = nb.page.evaluate(SCRUB, [tokens.element_handle(), 8])
-    assert nb.page.evaluate("window.sentMessages") == 0
     print(f"a scrub takes {sorted(times)[4]:.1f} ms (median of 8), {max(times):.1f} ms at most")
     expect(cell.locator('.gl-scrub [aria-selected="true"]')).to_have_text("is")
+    assert blocks.evaluate_all("all => all.map(one => one.dataset.feature)") != last
+    nb.page.evaluate("window.release()")
     nb.wait_for_kernel("w.selected.position == 5")
     # Press, and move over the text.
     paris = tokens.get_by_role("option", name="Paris")

@@ -100,9 +100,9 @@ def test_a_busy_a_restarted_and_a_bare_kernel(sidebar, shot):
     hide += "sys.modules.pop('gemloupe.lab', None); sys.modules.pop('gemloupe', None); no = No()\n"
     nb.run_in_kernel(hide + "[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('gemloupe')]")
     nb.run_in_kernel("sys.meta_path.insert(0, no)")
-    bar.page.get_by_label("Kernel", exact=True).select_option("own")
+    bar.node.get_by_role("combobox", name="Kernel", exact=True).select_option("own")
     bar.stands("none")
-    bar.page.get_by_label("Kernel", exact=True).select_option("follow")
+    bar.node.get_by_role("combobox", name="Kernel", exact=True).select_option("follow")
     bar.stands("missing")
     expect(bar.node.get_by_text("%pip install 'gemloupe[builtin]'")).to_be_visible()
     shot(nb.page, "sidebar-missing")

@@ -93,11 +93,11 @@ def attribute(
     checkpoint(0.0)
     before = earlier(sites, target)
     kept = torch.tensor([ident not in special for ident in ids])
-    own = sae(target.site) if isinstance(target, FeatureTarget) else None
     with torch.inference_mode(False), torch.enable_grad():
         seen = _forward(model, [list(ids)], before, target, sae, graph=True)
         checkpoint(0.3)
         if isinstance(target, FeatureTarget):
+            own = sae(target.site)
             pre = _pre(own, target.index, seen.tensors[target.site][0])
             position = _where(own, target, pre.detach(), kept.to(pre.device), position)
             goal = pre[position]
