@@ -16,35 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-OPENINGS = """
-The history of the|A short guide to|In the city of|She opened the door and|He had never seen such|My grandmother used to
-The government announced on|Scientists have found that|According to a new|The company said that|Once upon a time there
-It was a cold night|Dear Sir or Madam|To make the soup you|Preheat the oven to|The patient was given a
-In mathematics, a group is|The theorem says that|Let x be a number|The chemical formula of|Water boils at
-The river flows through|The capital of France is|The island lies in the|During the Second World War|In the 19th century
-The football team won|The singer released her|The film tells the story|The bird is a species|The cell membrane is
-How do I install the|Question: What is the|Answer: The reason is|I love this product because
-This book was a disappointment
-The court held that the|Article 1. All human|The contract shall be|The stock market fell by|Interest rates are expected
-def read_file(path):|import numpy as np|for (int i = 0;|SELECT name FROM users|function render(props) {
-<div class="container">|#include <stdio.h>|public static void main|{"name": "John",|$ git commit -m
-The teacher asked the children|"Where are you going?"|Roses are red,|And God said unto|The bus leaves at 7:45
-List of countries by|Name, age, city, phone|1. First, open the|Monday, Tuesday,|Happy birthday to you
-The moon is about|The doctor told him to|Her mother was born in|The king and the queen|The cat sat on the
-I am so angry that|We are very happy to|He was sad because the|She laughed and said,|They were afraid of the
-Le gouvernement a annoncé|Il était une fois|La ville de Paris est|El presidente dijo que|En un lugar de la
-La casa es muy|Die Stadt liegt am|Der Hund lief schnell|Es war einmal ein|Il presidente della
-La mia famiglia vive|O governo do Brasil|A cidade de Lisboa|De stad ligt aan|Het weer is vandaag
-Это было в начале|Город расположен на берегу|Я люблю читать книги|今天的天气很好，我们|中国的首都是北京
-科学家发现了一种新的|从前有一个小男孩|日本の首都は東京で|私は毎朝コーヒーを|彼女は学校へ行って
-한국의 수도는 서울이며|오늘은 날씨가 좋아서|भारत की राजधानी नई दिल्ली|मैं हर सुबह चाय|عاصمة مصر هي القاهرة
-كان يا ما كان في|Türkiye'nin başkenti Ankara|Bugün hava çok güzel|Stolicą Polski jest Warszawa
-Dzisiaj jest piękna pogoda
-Hà Nội là thủ đô|Ibu kota Indonesia adalah|Η Αθήνα είναι η πρωτεύουσα|Hlavní město je Praha|Huvudstaden i Sverige är
-The recipe needs two cups|The dog barked at|The car would not start|The experiment showed a|The equation can be written
-Police arrested a man|The election results were|The church was built in|The museum has a|Mount Everest is the
-""".strip().replace("\n", "|").split("|")  # fmt: skip
+from openings import OPENINGS
 
 LENGTH, PROMPT, ROWS = 256, 3, 128
 TEMPERATURE, TOP_K = 0.9, 200

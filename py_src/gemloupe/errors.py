@@ -576,6 +576,11 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "Training cannot start from {given!r}. Name another site of the plan, or a finished SAE as 'folder#res.12' "
         "whose statistics are known.",
     ),
+    "training-start-shape": (
+        ValueError,
+        "{start} is {theirs} (features x inputs), and {site} is to be {ours}. Train on with the same width, or begin "
+        "without it.",
+    ),
     "scope-not-given": (
         ValueError,
         "The built-in SAEs belong to {builtin}, not to {model}. Give the SAEs of that model with --scope.",

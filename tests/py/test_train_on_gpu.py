@@ -47,7 +47,8 @@ def trained(script, tmp_path_factory):
         "--minutes", "3", "--width-res", "48", "--width-mlp", "40", "--width-att", "40", "--wide", "96", "--l0", "6",
         "--sites", "res,mlp.0,att.1",
         "--curve", "res.1", "--curve-l0", "3,12", "--epochs", "1", "--batch", "64", "--model-batch", "16",
-        "--gigabytes", "0.002", "--contexts", "6", "--loss-contexts", "3", "--stack", "3",
+        "--gigabytes", "0.002", "--contexts", "6", "--loss-contexts", "3", "--stack", "3", "--passes", "2",
+        "--keep-every", "2", "--label-sites", "res.1", "--label-contexts", "4",
     ]  # fmt: skip
     return root / "work", given, [script.main([*given, "--stop-after", "0"]), script.main(given)]
 
@@ -70,23 +71,62 @@ def test_it_stops_when_told_and_goes_on_to_the_end(trained):
 def test_what_was_measured_is_in_the_manifest_and_in_a_file(trained):
     work, _, _ = trained
     figures = json.loads((work / "result" / "evaluation.json").read_text())
+    by_label = figures.pop("by label")["res.1"]
+    assert set(by_label) == {"en", "de"} and by_label["en"]["contexts"] == 4
     for name, sites in figures.items():
         scope = Scope.open(work / "result" / name)
         for site, one in sites.items():
             assert one["l0"] > 0 and np.isfinite(one["delta_loss_median"])
             assert scope.facts(site)["l0"] == pytest.approx(one["l0"], abs=1e-3)
-            assert {"delta_loss_mean[en]", "delta_loss_mean[de]"} & set(one)
     assert figures["l0-3"]["res.1"]["l0"] < figures["l0-12"]["res.1"]["l0"]
 
 
 def test_a_finished_training_is_not_done_again_and_another_is_refused(script, trained, capsys):
     work, given, _ = trained
-    before = {file: file.stat().st_mtime_ns for file in (work / "checkpoints").rglob("*") if file.is_file()}
+    before = {file: file.stat().st_mtime_ns for file in work.glob("checkpoints-*/**/*") if file.is_file()}
     assert before
     assert script.main(given) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
     with pytest.raises(SystemExit, match="targets differs"):
         script.main([*given, "--seed", "5"])
+
+
+def test_a_stopped_training_ends_as_an_unbroken_one(script, trained, tmp_path):
+    work, given, _ = trained
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "plan.json").write_bytes((work / "plan.json").read_bytes())  # times differ, and so would what fits
+    assert script.main(["train", str(whole), *given[2:]]) == 0
+    for site in ("res.1", "mlp.0"):
+        ours, theirs = (Scope.open(one / "result" / "main") for one in (work, whole))
+        assert ours.digest(site) == theirs.digest(site)
+
+
+def test_saes_are_trained_on_from_where_they_are(script, trained, tmp_path):
+    work, given, _ = trained
+    begun = Scope.open(work / "result" / "main")
+    on = ["train", str(tmp_path / "on"), *given[2:], "--start", str(begun.folder), "--sites", "res", "--wide", "0"]
+    assert script.main([*on, "--curve-l0", "", "--slower", "0.1", "--passes", "1"]) == 0
+    after = Scope.open(tmp_path / "on" / "result" / "main")
+    for site in ("res.0", "res.1"):
+        before, now = (torch.nn.functional.normalize(scope.load(site).decoder, dim=1) for scope in (begun, after))
+        assert begun.digest(site) != after.digest(site)
+        assert (now @ before.T).argmax(1).eq(torch.arange(len(now))).float().mean() > 0.9
+
+
+def test_the_model_writes_a_corpus(script, trained, tmp_path, monkeypatch):
+    _, given, _ = trained
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    options = ["--model", given[given.index("--model") + 1], "--device", "cpu", "--dtype", "float32", "--context", "17"]
+    for name in ("one.npz", "two.npz"):
+        script.main(["write", str(tmp_path / name), *options, "--rows", "60", "--batches", "1", "--one-in", "4"])
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        assert one["train"].shape[1] == 17 and len(one["train"]) + len(one["held_out"]) == 60
+        assert len(one["labels"]) == len(one["held_out"]) > 0
+        assert (one["train"] == two["train"]).all()
+        assert len(np.unique(one["train"][:, 1:5], axis=0)) > 20
+    train, test, labels = script.corpora([str(tmp_path / "one.npz")] * 2)
+    assert len(train) + len(test) == 120 and len(test) == len(labels)
 
 
 def test_too_little_time_or_memory_is_said(script, trained, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from gemloupe.errors import Refusal
 from gemloupe.load.scope import Scope
 from gemloupe.train import jumprelu, plan
-from gemloupe.train.recipe import Settings, Start, train
+from gemloupe.train.recipe import Continued, Scaling, Settings, Start, train
 from tiny import tiny_model
 
 SPECIAL = [0, 1, 2, 3, 4, 5, 6]
@@ -274,3 +275,21 @@ def test_a_start_carries_directions_and_how_often_they_fire():
         train(x + 3, x[:2000] + 3, "res.1", settings, progress=seen.append, start=start)
         begun[name] = seen[0]["fvu"]
     assert begun["carried"] < 0.6 * begun["random"]
+
+
+def test_an_sae_that_is_trained_on_begins_as_itself():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4096, 24, generator=draw) * torch.linspace(0.5, 20, 24) + 3
+    settings = Settings(width=40, l0=4, batch=256, epochs=1, dtype="float32", dense=0.3)
+    sae = train(x, x[:2000], "res.1", settings)
+    scaling = Scaling.measure(2 * x[:1000] - 1)  # another text has another scaling
+    again = scaling.fold(scaling.unfold(sae), sae.site)
+    for name in ("encoder", "b_enc", "threshold", "decoder", "b_dec"):
+        torch.testing.assert_close(getattr(again, name), getattr(sae, name), rtol=1e-4, atol=1e-4)
+    seen = []
+    still = replace(settings, epochs=0.1, learning_rate=1e-9, revive_every=0, report_every=1)
+    after = train(x, x[:2000], "res.1", still, progress=seen.append, start=Continued("it", sae))
+    torch.testing.assert_close(after.decoder, sae.decoder, rtol=1e-4, atol=1e-4)
+    assert seen[0]["fvu"] < 0.5
+    with pytest.raises(ValueError, match="Train on with the same width"):
+        train(x, x, "res.1", replace(settings, width=32), start=Continued("it", sae))

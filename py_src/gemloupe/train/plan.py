@@ -31,7 +31,7 @@ from ..errors import refuse
 from ..load.cache import explained, folder_atomically, write_atomically
 from ..site import Site
 from . import activations
-from .recipe import Scaling, Settings, Start, train
+from .recipe import Continued, Scaling, Settings, Start, train
 
 Progress = Callable[["Job", dict[str, float]], None]
 
@@ -61,7 +61,7 @@ class Job:
 @dataclass(frozen=True)
 class SitePlan:
     """How one site is trained. `start` names a site of the plan from whose first part this one begins, or a finished
-    SAE as 'folder#site'; None begins at random.
+    SAE as 'folder#site' (of the same site and width: that SAE is trained on); None begins at random.
     """
 
     settings: Settings
@@ -208,7 +208,7 @@ class Plan:
     def _fit(self, site: Site, part: int, tell: Callable[[dict[str, float]], None]) -> None:
         how, folder = self.sites[site], self.folder / "sites" / str(site)
         rows = activations.load(self.folder / "parts" / str(part), site)
-        start = None if how.start is None else self._start(how.start)
+        start = None if how.start is None else self._start(how.start, site)
         sae = train(
             rows,
             activations.load(self.folder / "parts" / _HELD_OUT, site),
@@ -221,7 +221,7 @@ class Plan:
             start=start,
         )
         if part == 0 and any(other.start == str(site) for other in self.sites.values()):
-            self._start(str(site))  # written down now, because this training goes on
+            self._start(str(site), site)  # written down now, because this training goes on
         if part < self.parts - 1:
             return
         from safetensors.torch import save
@@ -237,7 +237,8 @@ class Plan:
         stats = {name: torch.from_numpy(column).contiguous() for name, column in known.items() if column is not None}
         write_atomically(folder / "stats.safetensors", save(stats))
 
-    def _start(self, given: str) -> Start:
+    def _start(self, given: str, site: Site) -> Start | Continued:
+        """What the training of `site` begins from; an SAE of that very site and width is trained on as it is."""
         from ..load.scope import Scope
         from .recipe import started_from
 
@@ -245,6 +246,8 @@ class Plan:
             where, _, name = given.rpartition("#")
             scope = Scope.open(where)
             sae, stats = scope.load(name), scope.stats(name)
+            if sae.site == site and sae.width == self.sites[site].settings.width:
+                return Continued(given, sae)
             if stats.density is None:
                 raise refuse("training-start-unknown", given=given)
             return Start(given, sae.encoder, sae.decoder, torch.from_numpy(np.asarray(stats.density)))

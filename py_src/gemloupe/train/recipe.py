@@ -46,6 +46,14 @@ class Start:
     density: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """A finished SAE of the same site and width that is trained on: it begins as exactly that SAE."""
+
+    name: str
+    sae: Sae
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the result, besides the activations. Shares are of the whole run."""
@@ -124,6 +132,21 @@ class Scaling:
             b_dec=p.b_dec / self.gain + self.mean,
         )
 
+    def unfold(self, sae: Sae) -> Parameters:
+        """The inverse of `fold`: `sae` in the scaled space."""
+        sae = sae.to(self.gain.device)
+        decoder = sae.decoder * self.gain
+        length = 1 / decoder.norm(dim=1).clamp_min(1e-12)
+        encoder = sae.encoder / self.gain / length[:, None]
+        b_dec = (sae.b_dec - self.mean) * self.gain
+        return Parameters(
+            encoder=encoder,
+            b_enc=sae.b_enc / length + encoder @ b_dec + (encoder * self.gain) @ self.mean,
+            threshold=(sae.threshold / length).clamp_min(jumprelu.LOWEST_THRESHOLD),
+            decoder=decoder * length[:, None],
+            b_dec=b_dec,
+        )
+
 
 def train(
     activations: torch.Tensor,
@@ -135,7 +158,7 @@ def train(
     progress: Progress | None = None,
     part: int = 0,
     parts: int = 1,
-    start: Start | None = None,
+    start: Start | Continued | None = None,
     device: torch.device | str | None = None,
 ) -> Sae:
     """An SAE for raw `activations` [token, d_in] (float or bfloat16, may be mapped from disk); the figures come from
@@ -237,6 +260,16 @@ class Run:
         inside = self.scaling(sample[sample.float().norm(dim=1) <= self.scaling.cut])
         if saved:
             self.parameters = Parameters(**{field.name: saved[field.name] for field in fields(Parameters)})
+        elif isinstance(start, Continued):
+            if start.sae.encoder.shape != (settings.width, rows.shape[1]):
+                raise refuse(
+                    "training-start-shape",
+                    start=start.name,
+                    theirs=tuple(start.sae.encoder.shape),
+                    site=site,
+                    ours=(settings.width, rows.shape[1]),
+                )
+            self.parameters = self.scaling.unfold(start.sae)
         elif start is not None:
             gain = self.scaling.gain
             encoder, decoder, density = (one.to(self.device) for one in (start.encoder, start.decoder, start.density))
@@ -256,6 +289,20 @@ class Run:
         """Each part is `steps` steps long, less than it would be by itself, say, to keep pace with other trainings."""
         self.each, self.steps = steps, self.parts * steps
         self.first, self.last = self.part * steps, (self.part + 1) * steps
+
+    def turn(self, rows: torch.Tensor, part: int) -> None:
+        """The activations of the next part in place of this one's. All else stays in memory, where `train` would come
+        back to it by the checkpoint.
+        """
+        if part != self.part + 1 or self.done != self.last:
+            raise refuse("training-part-missing", part=part, site=self.site, before=part - 1)
+        self.rows, self.part = rows, part
+        self._check_rows()
+        self.kept = self._inliers(rows)
+        self.batches = len(self.kept) // self.settings.batch
+        if self.batches < _LEAST:
+            raise refuse("training-no-text", tokens=len(self.kept), least=_LEAST * self.settings.batch)
+        self.take(self.each)
 
     def _rows(self, order: torch.Tensor) -> torch.Tensor:
         """Raw activations of these (host) indices, on the device."""
@@ -293,7 +340,7 @@ class Run:
         data = hashlib.sha256(some.numpy().tobytes()).hexdigest()
         return {"site": str(self.site), "rows": list(self.rows.shape), "data": data, **asdict(self.settings)}
 
-    def _check_plan(self, file: Path, parts: int, start: Start | None) -> None:
+    def _check_plan(self, file: Path, parts: int, start: Start | Continued | None) -> None:
         plan = {**self._plan(), "parts": parts, "start": None if start is None else start.name}
         here = {what: plan.pop(what) for what in ("rows", "data")}
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**plan, "seen": {}}
@@ -369,10 +416,12 @@ class Run:
             here = step - self.first
             if here // self.batches != epoch:
                 epoch = here // self.batches
-                order = self.kept[self._draw(f"part {self.part} epoch {epoch}", len(self.kept))]
+                order = self.kept[self._draw(f"part {self.part} epoch {epoch}", len(self.kept))].to(self.rows.device)
             at = here % self.batches * size
-            # ascending rows: one sweep through the mapped file
-            yield self.scaling(self._rows(order[at : at + size].sort().values))
+            some = order[at : at + size]
+            if some.device.type == "cpu":
+                some = some.sort().values  # one sweep through the mapped file
+            yield self.scaling(self.rows[some].to(self.device))
 
     def rate(self) -> float:
         """The learning rate of this step, as a share of the setting."""

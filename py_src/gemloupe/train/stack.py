@@ -8,7 +8,7 @@ of steps: a stack keeps pace with the site that has fewest rows left after its o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -66,8 +66,14 @@ class Stack:
             for name in ("l0", "dense")
         )
 
-    def go(self, progress: Progress | None = None) -> list[Sae]:
-        """Trains to the end of the part and gives the SAEs, in the order of the runs. Checkpoints as `train` does.
+    def turn(self, rows: Mapping[Site, torch.Tensor], part: int) -> None:
+        """The next part's activations, by site, in place of this one's (`Run.turn`)."""
+        for run in self.runs:
+            run.turn(rows[run.site], part)
+
+    def go(self, progress: Progress | None = None, *, save: bool = True) -> list[Sae]:
+        """Trains to the end of the part and gives the SAEs, in the order of the runs. Checkpoints as `train` does;
+        with `save` false the caller saves the runs.
 
         A loss that is not finite is noticed up to 50 steps later, and no checkpoint is written of such a step.
         """
@@ -95,9 +101,9 @@ class Stack:
             for run in self.runs:
                 run.done += 1
             ended = first.done == first.last
-            saving = first.done % settings.checkpoint_every == 0 or ended
+            saving = save and (first.done % settings.checkpoint_every == 0 or ended)
             reporting = first.done % settings.report_every == 0 or ended
-            if saving or reporting or len(losses) == _CHECK:
+            if saving or reporting or ended or len(losses) == _CHECK:
                 self._check(losses)
                 losses = []
             if saving:
