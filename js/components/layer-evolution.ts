@@ -47,8 +47,10 @@ export interface EvolutionOptions {
     want(site: string, features: number[], signal: AbortSignal): Promise<void>;
   };
   attribute(target: string | number | null, position: number): Promise<unknown>;
-  check(n: number): Promise<unknown>;
-  concept(features: string[]): Promise<{ rows: [position: number, value: number][][] }>;
+  /** Takes the n strongest sources out, or the one of `edge`. */
+  check(n: number, edge?: { feature: string; position: number }): Promise<unknown>;
+  /** A feature with its matches in all layers, and where each is on. */
+  concept(feature: string): Promise<{ features: string[]; rows: [position: number, value: number][][] }>;
   openCard(feature: string): Promise<unknown>;
   closeCard(): Promise<unknown>;
   onError(subject: string, error: unknown): void;
@@ -85,7 +87,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   /** Pixels across; measured when the size changes, since asking costs a layout. */
   let room = 0;
   let resting: ReturnType<typeof setTimeout> | undefined;
-  let exact: { feature: string; rows: Map<string, Float32Array> } | null = null;
+  let exact: { asked: string; features: string[]; rows: Map<string, Float32Array> } | null = null;
 
   const messages = banner();
   const card = tooltip();
@@ -185,6 +187,9 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const [text] = names.get()[feature] ?? [""];
     return text.split(" · ")[0];
   };
+  /** The browser knows what joins the features it shows; the kernel knows the matches of all. */
+  const trailOf = (feature: string): string[] =>
+    exact?.features.includes(feature) ? exact.features : (shown?.evolution.trail(feature) ?? []);
   const found = (): Attribution | null => (kept ? attribution.get() : null);
 
   // ---- drawing
@@ -213,7 +218,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   function drawLayers({ evolution, tokens }: Shown, at: Column, edges: ReturnType<typeof edgesAt> | null): void {
     const kinds = evolution.kinds.filter((kind) => open.has(kind));
     const feature = followed();
-    const trail = feature === null ? [] : evolution.trail(feature);
+    const trail = feature === null ? [] : trailOf(feature);
     // Where nothing of it is on there is nothing to stand out.
     const on = trail.some((one) => at.chainOf.has(one));
     plot.show({
@@ -267,25 +272,25 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   }
   function conceptRows(evolution: Evolution, feature: string | null): GridRow[] {
     if (feature === null) return [];
-    const { features, values } = evolution.concept(feature);
-    if (live && exact?.feature !== feature) wantConcept(feature, features);
+    const { features, values } = evolution.concept(trailOf(feature));
     const [first, last] = evolution.span;
     const kind = feature.split(".")[0];
     const rows: GridRow[] = [];
     for (let layer = last; layer >= first; layer--) {
       const at = features.findIndex((one) => one.startsWith(`${kind}.${layer}/`));
-      const known =
-        at < 0 ? null : ((exact?.feature === feature ? exact.rows.get(features[at]) : undefined) ?? values[at]);
+      const known = at < 0 ? null : (exact?.rows.get(features[at]) ?? values[at]);
       rows.push({ layer, name: at < 0 ? `${kind}.${layer}` : features[at], values: known });
     }
     return rows;
   }
   /** The browser has only what is among the strongest; the kernel has every value. */
-  function wantConcept(feature: string, features: string[]): void {
-    exact = { feature, rows: new Map() };
+  function wantConcept(feature: string): void {
+    if (!live || exact?.asked === feature || exact?.features.includes(feature)) return;
+    exact = { asked: feature, features: [], rows: new Map() };
     const mine = exact;
-    options.concept(features).then(
-      ({ rows }) => {
+    options.concept(feature).then(
+      ({ features, rows }) => {
+        mine.features = features;
         rows.forEach((row, i) => {
           const values = new Float32Array(shown?.tokens.length ?? 0);
           for (const [position, value] of row) values[position] = value;
@@ -423,7 +428,8 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const { evolution } = shown;
     const parsed = parseFeature(feature);
     const block = column.sites.flat().find(({ name }) => name === feature);
-    const trail = evolution.trail(feature);
+    const trail = trailOf(feature);
+    wantConcept(feature);
     const on = new Map(column.sites.flat().map((one) => [one.name, one]));
     const here = trail.filter((one) => on.has(one));
     const strongest = here.reduce(
@@ -453,7 +459,13 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const raised = button("what raised it here", { class: "gl-raised" });
     raised.disabled = !block;
     raised.addEventListener("click", () => attribute(feature));
-    const actions = h("div", { class: "gl-inspect-actions" }, ...(live ? [cardButton, raised] : []));
+    const offered = [cardButton, raised];
+    if (edgesAt(found(), token).get(feature)?.measured === null) {
+      const out = button("take it out and measure", { class: "gl-check-one" });
+      out.addEventListener("click", () => busy("attribution", out, options.check(1, { feature, position: token })));
+      offered.push(out);
+    }
+    const actions = h("div", { class: "gl-inspect-actions" }, ...(live ? offered : []));
     const head = block
       ? summary(block)
       : [
@@ -484,7 +496,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     check.addEventListener("click", () => busy("attribution", check, options.check(5)));
     leads.replaceChildren(
       h("span", {
-        text: `Only what leads to ${name} (${unit} ${rawText(led.value)}): ${led.edges.length} features carry ${percentText(led.explained)} of all effects, what the SAEs miss carries ${percentText(led.error)}. Dashed outlines lower it; tokens are coloured by what starts there.`,
+        text: `Only what leads to ${name} (${unit} ${rawText(led.value)}): the ${led.edges.length} strongest of ${led.effects.toLocaleString("en")} effects carry ${percentText(led.explained)} of their sum, what the SAEs miss ${percentText(led.error)}. Dashed outlines lower it; tokens are coloured by what starts there.`,
       }),
       ...(live ? [check, all] : [all]),
       ...led.notes.map((note) => h("span", { class: "gl-quiet", text: note })),

@@ -19,6 +19,8 @@ export interface Attribution {
   value: number;
   /** Strongest first. */
   edges: Edge[];
+  /** How many effects there were, before the weaker ones were left out. */
+  effects: number;
   explained: number;
   error: number;
   notes: string[];
@@ -29,7 +31,15 @@ export function readAttribution(given: unknown): Attribution | null {
   const one = given as Partial<Attribution>;
   if (!Array.isArray(one.edges) || typeof one.position !== "number" || !one.target) return null;
   const edges = one.edges.filter((edge) => typeof edge?.feature === "string" && Number.isFinite(edge.effect));
-  return { value: Number.NaN, explained: Number.NaN, error: Number.NaN, notes: [], ...one, edges } as Attribution;
+  return {
+    value: Number.NaN,
+    effects: edges.length,
+    explained: Number.NaN,
+    error: Number.NaN,
+    notes: [],
+    ...one,
+    edges,
+  } as Attribution;
 }
 
 /** The edges that start at a token, by feature. */

@@ -347,15 +347,14 @@ export class Evolution {
     return shown[Math.floor((shown.length - 1) * 0.8)] ?? 0;
   }
 
-  /** Shades of a feature and its matches, by site of its trail [layer][token]; NaN where it is not among those shown. */
-  concept(name: string): { features: string[]; values: Float32Array[] } {
-    const features = this.trail(name);
+  /** Shades of the features of a trail [feature][token]; NaN where one is not among those shown. */
+  concept(features: string[]): { features: string[]; values: Float32Array[] } {
     const values = features.map((one) => {
       const parsed = parseFeature(one);
       const site = this.siteAt(parsed?.site ?? "");
       const row = new Float32Array(this.tokens).fill(Number.NaN);
       for (let token = 0; token < this.tokens; token++) {
-        if (this.#special[token]) continue;
+        if (site < 0 || this.#special[token]) continue;
         const cell = site * this.tokens + token;
         for (let at = this.#starts[cell]; at < this.#starts[cell + 1]; at++)
           if (this.#features[at] === parsed?.index)

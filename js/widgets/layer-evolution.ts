@@ -33,8 +33,8 @@ function render({ model, el, signal, host }: RenderProps & { host?: Host }): voi
       want: (site, features, wanted) => asked.want(site, features, wanted),
     },
     attribute: (target, position) => ask("attribution", { target, position }),
-    check: (n) => ask("check", { n }),
-    concept: (features) => ask("concept", { features }),
+    check: (n, edge) => ask("check", { n, ...edge }),
+    concept: (feature) => ask("concept", { feature }),
     openCard: (feature) => ask("card", { feature }),
     closeCard: () => ask("uncard"),
     onError(subject, error) {

@@ -326,6 +326,16 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "An attribution over {tokens} tokens would keep about {need} for the way back; {free} are free on {device}. "
         "Give a shorter text.",
     ),
+    "edge-unknown": (
+        LookupError,
+        "{given} is not among the {edges} edges of this attribution. Take one of found.edges, or make it with a "
+        "larger k.",
+    ),
+    "measure-unknown": (
+        ValueError,
+        "{given!r} cannot be shown as a grid. Give a feature such as 'res.12/834', or a measure ({known}) with "
+        "kind='res', 'att', 'mlp' or 'transcoder'.",
+    ),
     "attribution-unchecked": (
         ValueError,
         "This attribution cannot be checked here, since the model that made it is not at hand. "

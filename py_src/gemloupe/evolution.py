@@ -9,17 +9,30 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from .errors import refuse
+from .errors import Refusal, refuse
 from .feature import FeatureId, whole
-from .site import Site
+from .site import KINDS, Site
 from .sparse import SparseActs
 from .trace import Token, Trace
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+NamesOf = Callable[[Iterable[FeatureId]], Mapping[FeatureId, Any]]
+"""What features are called: anything with a `text` for each that is known, such as a `Label`."""
+
 # What a grid can show besides a feature: one number per layer or site and token.
 MEASURES = ("l0", "norm", "fvu", "entropy")
+
+
+def named(names_of: NamesOf | None, features: Iterable[FeatureId]) -> Mapping[FeatureId, str]:
+    """Short names of features; none where nobody is there to be asked."""
+    if names_of is None:
+        return {}
+    try:
+        return {one: str(label.text).split(" · ")[0] for one, label in names_of(tuple(dict.fromkeys(features))).items()}
+    except Refusal:  # the loupe is closed
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +88,36 @@ class Match:
     cosine: float
     coactivation: float | None
     mutual: bool = False
+
+
+class Matches(tuple[Match, ...]):
+    """What `feature` is one layer earlier and one later: by layer, closest first."""
+
+    feature: FeatureId
+
+    def __new__(cls, feature: FeatureId, found: Iterable[Match] = ()) -> Matches:
+        made = super().__new__(cls, found)
+        made.feature = feature
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.feature, tuple(self)
+
+    def figure(self, names: Mapping[FeatureId, str] | None = None) -> Figure:
+        """A plotly Sankey diagram: earlier, the feature, later."""
+        from .evolution_figures import matched
+
+        return matched(self, names)
+
+    def __repr__(self) -> str:
+        if not self:
+            return f"Matches of {self.feature}: none, since no layer beside it is open"
+        lines = [f"Matches of {self.feature}"]
+        for one in self:
+            together = "not known" if one.coactivation is None else f"{one.coactivation:.0%}"
+            same = "  the same thing" if one.mutual else ""
+            lines.append(f"  {one.feature!s:<14} cosine {one.cosine:.2f}  together {together}{same}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +227,8 @@ class Evolution:
 
     `columns` has one `TokenColumn` per token of `trace`. `ribbons` join any two shown blocks that are the same thing.
     `missing` are sites that are not open, between the first and the last open layer of their kind: nothing is joined
-    across them. `layers` is how many the model has. `notes` are sentences for the user.
+    across them. `layers` is how many the model has. `notes` are sentences for the user. `follow` finds a feature's
+    matches in all layers, shown here or not, as long as the loupe is open; `names_of` says what features are called.
     """
 
     trace: Trace
@@ -193,22 +237,119 @@ class Evolution:
     missing: tuple[Site, ...] = ()
     layers: int = 0
     notes: tuple[str, ...] = ()
+    follow: Callable[[FeatureId], tuple[FeatureId, ...]] | None = field(default=None, repr=False)
+    names_of: NamesOf | None = field(default=None, repr=False)
 
     def column(self, token: int | str) -> TokenColumn:
         """The column of a token, by position (negative counts from the end) or text (its last occurrence)."""
         return self.columns[self.trace.positions(token)[-1]]
 
-    def figure(self, token: int | str = -1) -> Figure:
-        """A plotly figure of one token: features as blocks in three bands, ribbons, and the measures below."""
+    def trail(self, feature: FeatureId | str) -> tuple[FeatureId, ...]:
+        """A feature with what is the same thing in earlier and later layers, by layer, whether it is on here or not.
+
+        It ends where no feature of the next layer is its mutual nearest, and where the next site is not open. Without
+        the loupe that read the text, only along the ribbons shown.
+        """
+        name = self._known(feature)
+        if self.follow is not None:
+            try:
+                return self.follow(name)
+            except Refusal as refusal:
+                if refusal.code not in ("engine-closed", "not-local"):
+                    raise
+        after = {one.source: one.target for one in self.ribbons}
+        before = {one.target: one.source for one in self.ribbons}
+        found = [name]
+        while found[0] in before:
+            found.insert(0, before[found[0]])
+        while found[-1] in after:
+            found.append(after[found[-1]])
+        return tuple(found)
+
+    def grid(self, what: FeatureId | str, kind: str = "res") -> Grid:
+        """Layers by tokens: a feature with its matches in all layers ('res.12/834'), or a measure of whole layers.
+
+        Measures are 'l0', 'norm' and 'fvu' of the sites of `kind`, and 'entropy' of the model's guess after each layer.
+        Special tokens have no values. Refuses 'measure-unknown', 'site-not-open' and 'feature-out-of-range'.
+        """
+        if isinstance(what, FeatureId) or (isinstance(what, str) and "/" in what):
+            return self.strengths(self.trail(what), every_layer=True)
+        if what not in MEASURES or kind not in KINDS:
+            raise refuse("measure-unknown", given=what if what not in MEASURES else kind, known=", ".join(MEASURES))
+        columns, trace = self.columns, self.trace
+        assert isinstance(columns, Columns)
+        ordinary = self._ordinary()
+        if what == "entropy":
+            layers = sorted({guess.layer for made in columns.guesses.values() for guess in made})
+            table = np.full((len(layers), len(trace)), np.nan, np.float32)
+            for position, made in columns.guesses.items():
+                for guess in made:
+                    table[layers.index(guess.layer), position] = guess.entropy
+            return Grid(trace.tokens, tuple(Site("res", layer) for layer in layers), table, what, unit="nats")
+        sites = tuple(site for site in trace.sites if site.kind == kind)
+        of = {"l0": lambda s: trace.acts[s].l0, "norm": lambda s: columns.norms[s], "fvu": lambda s: columns.fvus[s]}
+        rows = [np.where(ordinary, of[what](site), np.nan) for site in sites]
+        table = np.array(rows, np.float32).reshape(len(sites), len(trace))
+        unit = {"l0": "features", "norm": "length", "fvu": "share of variance"}[what]
+        return Grid(trace.tokens, sites, table, what, unit=unit, missing=self._missing(kind))
+
+    def strengths(self, features: Iterable[FeatureId | str], *, every_layer: bool = False) -> Grid:
+        """Strengths of features at every token; with `every_layer`, rows of layers without one as well."""
+        trace = self.trace
+        names = [self._known(feature) for feature in features]
+        known = all(bool(trace.maxima[name.site][name.index] > 0) for name in names)
+        rows: dict[Site, FeatureId | None] = {}
+        if every_layer and names:
+            rows = dict.fromkeys(site for site in trace.sites if site.kind == names[0].site.kind)
+        listed: list[tuple[Site, FeatureId | None]]
+        if rows:
+            rows |= {name.site: name for name in names}
+            listed = sorted(rows.items(), key=lambda one: one[0])
+        else:
+            listed = [(name.site, name) for name in names]
+        table = np.full((len(listed), len(trace)), np.nan, np.float32)
+        ordinary = self._ordinary()
+        for row, (site, name) in enumerate(listed):
+            if name is not None:
+                values = trace.acts[site].column(name.index)
+                table[row] = np.where(ordinary, values / trace.maxima[site][name.index] if known else values, np.nan)
+        measure, unit = ("strength", "of its own maximum") if known else ("activation", "raw")
+        missing = self._missing(names[0].site.kind) if rows else ()
+        sites, shown = tuple(site for site, _ in listed), tuple(name for _, name in listed)
+        return Grid(trace.tokens, sites, table, measure, shown, missing, unit, self.names_of)
+
+    def _known(self, feature: FeatureId | str) -> FeatureId:
+        name = FeatureId.of(feature)
+        if name.site not in self.trace.acts:
+            open_ = ", ".join(map(str, self.trace.sites)) or "none"
+            raise refuse("site-not-open", site=name.site, open=open_)
+        return name.within(self.trace.acts[name.site].shape[1])
+
+    def _ordinary(self) -> np.ndarray:
+        return np.array([not token.special for token in self.trace.tokens], bool)
+
+    def _missing(self, kind: str) -> tuple[Site, ...]:
+        return tuple(site for site in self.missing if site.kind == kind)
+
+    def figure(self, token: int | str = -1, names: Mapping[FeatureId, str] | None = None) -> Figure:
+        """A plotly figure of one token: features as blocks in three bands, ribbons, and the measures below.
+
+        `names` are shown where one points at a feature; by default the loupe's labels, as long as it is open.
+        """
         from .evolution_figures import profile
 
-        return profile(self, self.column(token))
+        column = self.column(token)
+        return profile(self, column, self._names(column) if names is None else names)
 
-    def sankey(self, token: int | str = -1) -> Figure:
+    def sankey(self, token: int | str = -1, names: Mapping[FeatureId, str] | None = None) -> Figure:
         """A plotly Sankey diagram of one token's features and the ribbons between them."""
         from .evolution_figures import sankey
 
-        return sankey(self, self.column(token))
+        column = self.column(token)
+        return sankey(self, column, self._names(column) if names is None else names)
+
+    def _names(self, column: TokenColumn) -> Mapping[FeatureId, str]:
+        return named(self.names_of, (block.feature for site in column.sites for block in site.blocks))
 
     def __repr__(self) -> str:
         lines = [f"Evolution({self.trace.text!r}, {len(self.columns)} tokens, {len(self.trace.sites)} sites)"]
@@ -223,7 +364,7 @@ class Grid:
 
     `values` float32 [site, token], nan where there is none; `sites` in the order of the forward pass; `features` are
     those whose strengths are shown, one per site (None where a layer has no match), or None for a measure. `measure`
-    is 'strength', or 'activation' where a feature's maximum is not known, or one of `MEASURES`; `unit` says what it
+    is 'strength', or 'activation' where some feature's maximum is not known, or one of `MEASURES`; `unit` says what it
     is in. `missing` as in `Evolution`.
     """
 
@@ -233,12 +374,18 @@ class Grid:
     measure: str
     features: tuple[FeatureId | None, ...] | None = None
     missing: tuple[Site, ...] = ()
+    unit: str = ""
+    names_of: NamesOf | None = field(default=None, repr=False)
 
-    def figure(self) -> Figure:
-        """A plotly heat map."""
+    def figure(self, names: Mapping[FeatureId, str] | None = None) -> Figure:
+        """A plotly heat map, the last layer on top."""
         from .evolution_figures import heat
 
-        return heat(self)
+        features = (one for one in self.features or () if one is not None)
+        return heat(self, named(self.names_of, features) if names is None else names)
+
+    def __repr__(self) -> str:
+        return f"Grid of {self.measure}: {len(self.sites)} sites by {len(self.tokens)} tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,11 +412,12 @@ class Attribution:
     value there: of a token's logit, less that of `against` where one is given. `edges`, strongest effect first, are
     those shown.
 
-    `explained` is the share of all effects that they carry, `error` the share that passes through what the SAEs miss.
-    Shares are of absolute effects: of every feature, and of every (site, token)'s error and bias. Effects at two
-    layers are not to be added up, since the later one carries on what the earlier one began. `sums` gives for each
-    site (features, errors, biases), signed: together the effect of the whole tensor there. At late layers that is
-    nearly 0 whatever the target, because a norm forgets the length of what it reads; so it is no measure of a share.
+    `effects` is how many there were before the weaker ones were left out. `explained` is the share of all effects that
+    the edges carry, `error` the share that passes through what the SAEs miss. Shares are of absolute effects: of every
+    feature, and of every (site, token)'s error and bias. Effects at two layers are not to be added up, since the later
+    one carries on what the earlier one began. `sums` gives for each site (features, errors, biases), signed: together
+    the effect of the whole tensor there. At late layers that is nearly 0 whatever the target, because a norm forgets
+    the length of what it reads; so it is no measure of a share.
     """
 
     target: FeatureId | Token
@@ -280,41 +428,62 @@ class Attribution:
     explained: float
     trace: Trace
     against: Token | None = None
+    effects: int = 0
     sums: Mapping[Site, tuple[float, float, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ablate: Callable[[Attribution, tuple[Edge, ...]], tuple[float, ...]] | None = field(default=None, repr=False)
+    names_of: NamesOf | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sums", MappingProxyType(dict(self.sums)))
 
-    def check(self, n: int = 10) -> Attribution:
-        """The same, with `measured` of the n strongest edges filled: each source is taken out, one at a time.
+    def check(self, which: int | FeatureId | str | Edge | Iterable[FeatureId | str | Edge] = 10) -> Attribution:
+        """The same, with `measured` of some edges filled: each source is taken out, one at a time, a pass for each.
 
-        A pass of the model for each. Refuses 'count-unreadable', and 'attribution-unchecked' where the loupe that
-        made this is not there.
+        `which` is how many of the strongest, or a feature (all of its edges), an edge, or several of them. Refuses
+        'count-unreadable', 'edge-unknown', and 'attribution-unchecked' where the loupe that made this is not there.
         """
-        count = whole(n)
-        if count is None or count < 1:
-            raise refuse("count-unreadable", name="n", given=n, least=1)
+        places = self._places(which)
         if self.ablate is None:
             raise refuse("attribution-unchecked")
-        asked = self.edges[:count]
-        found = self.ablate(self, asked)
-        checked = [replace(edge, measured=change) for edge, change in zip(asked, found, strict=True)]
-        return replace(self, edges=(*checked, *self.edges[count:]))
+        found = self.ablate(self, tuple(self.edges[place] for place in places))
+        edges = list(self.edges)
+        for place, change in zip(places, found, strict=True):
+            edges[place] = replace(edges[place], measured=change)
+        return replace(self, edges=tuple(edges))
 
-    def figure(self) -> Figure:
-        """A plotly figure: the sources by layer and token, raising ones and lowering ones."""
+    def _places(self, which: Any) -> list[int]:
+        if isinstance(which, (FeatureId, str, Edge)):
+            which = (which,)
+        if not isinstance(which, Iterable):
+            number = whole(which)
+            if number is None or number < 1:
+                raise refuse("count-unreadable", name="which", given=which, least=1)
+            return list(range(min(number, len(self.edges))))
+        places: list[int] = []
+        for one in which:
+            key = (one.source, one.position) if isinstance(one, Edge) else FeatureId.of(one)
+            here = [i for i, e in enumerate(self.edges) if key in (e.source, (e.source, e.position))]
+            if not here:
+                named = f"{one.source} at {one.position}" if isinstance(one, Edge) else one
+                raise refuse("edge-unknown", given=named, edges=len(self.edges))
+            places += [place for place in here if place not in places]
+        return places
+
+    def figure(self, names: Mapping[FeatureId, str] | None = None) -> Figure:
+        """A plotly figure: the sources by layer and token, and the strongest as bars, with what was measured."""
         from .evolution_figures import sources
 
-        return sources(self)
+        given = named(self.names_of, (edge.source for edge in self.edges)) if names is None else names
+        return sources(self, given)
 
     def __repr__(self) -> str:
         name = repr(self.target.text) if isinstance(self.target, Token) else str(self.target)
         name += "" if self.against is None else f" against {self.against.text!r}"
         lines = [
             f"Attribution of {name} at position {self.position}: {self.value:.4g}",
-            f"  {len(self.edges)} edges carry {self.explained:.0%} of all effects, what the SAEs miss {self.error:.0%}",
+            f"  {len(self.edges)} of {max(self.effects, len(self.edges)):,} edges carry {self.explained:.0%} of all "
+            f"effects, what the SAEs miss {self.error:.0%}",
         ]
         for edge in self.edges[:12]:
             seen = "" if edge.measured is None else f"  measured {edge.measured:+.4g}"

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from .budget import Plan, bytes_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .evidence import Example, FeatureEvidence
-    from .evolution import Attribution, Evolution, Match
+    from .evolution import Attribution, Evolution, Matches
     from .label import Label
     from .study.chat import Chat
     from .study.index import Index
@@ -271,7 +271,13 @@ class Loupe:
             sites = (sites,)
         chosen = None if sites is None else tuple(Site.of(site) for site in sites)
         asked = (at,) if isinstance(at, int) else None if at is None else tuple(at)
-        return evolve(self.engine, EvolveRequest(_plain(given), k, guesses, asked, chosen), self._matches)
+        found = evolve(self.engine, EvolveRequest(_plain(given), k, guesses, asked, chosen), self._matches)
+        return replace(found, follow=partial(self._trail, sites=found.trace.sites), names_of=self._best_labels)
+
+    def _trail(self, feature: FeatureId, sites: tuple[Site, ...]) -> tuple[FeatureId, ...]:
+        from .study.matches import trail
+
+        return trail(self.engine, self._matches, feature, sites)
 
     def evolution(
         self,
@@ -300,7 +306,7 @@ class Loupe:
             found,
             token=token,
             facts_of=self._named,
-            names_of=self.labels.best,
+            names_of=self._best_labels,
             attribute=self.attribution,
             card_of=lambda feature: self.card(feature, text=found.trace),
             **options,
@@ -331,7 +337,8 @@ class Loupe:
         if isinstance(sites, (Site, str)):
             sites = (sites,)
         chosen = None if sites is None else tuple(Site.of(site) for site in sites)
-        return attribution(self.engine, _plain(given), target, token=token, against=against, k=k, sites=chosen)
+        found = attribution(self.engine, _plain(given), target, token=token, against=against, k=k, sites=chosen)
+        return replace(found, names_of=self._best_labels)
 
     # ---- writing
 
@@ -557,6 +564,9 @@ class Loupe:
         steer = lambda prompt, edit: self.steer(prompt, edit)  # noqa: E731
         return SearchResults(hits, about=vars(self._about), steer=steer, card=self._one_card)
 
+    def _best_labels(self, features: Iterable[FeatureId]) -> dict[FeatureId, Label]:
+        return self.labels.best(features)
+
     def _best_label(self, feature: FeatureId) -> Label | None:
         return next(iter(self.labels.of(feature)), None)
 
@@ -622,7 +632,7 @@ class Loupe:
         file = NeighbourFile(folder / "index" / FILE)
         return file if file.fits(self._about.widths, (self._about.about or {}).get("sae_digests") or {}) else None
 
-    def matches(self, feature: FeatureId | str, k: int = 2) -> tuple[Match, ...]:
+    def matches(self, feature: FeatureId | str, k: int = 2) -> Matches:
         """What a feature is one layer earlier and one later: the k nearest in each, by what they write to the stream.
 
         By layer, closest first, with cosine, co-activation where an index knows it, and whether each is the other's

@@ -43,7 +43,7 @@ describe("an evolution", () => {
     expect(evolution.trail("att.9/1")).toEqual([]);
   });
   test("gives a concept's strength in every layer and token", () => {
-    const { features, values } = evolution.concept("res.1/7");
+    const { features, values } = evolution.concept(evolution.trail("res.1/7"));
     expect(features).toHaveLength(3);
     expect(values[2][2]).toBeCloseTo(0.1);
     expect(values[0][2]).toBeNaN();

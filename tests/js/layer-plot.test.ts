@@ -50,6 +50,7 @@ const LED = {
   target: { feature: null, token: 101, text: " Paris" },
   position: 1,
   value: 12,
+  effects: 1234,
   explained: 0.4,
   error: 0.1,
   notes: [],
@@ -187,9 +188,17 @@ describe("what leads to a next token", () => {
     expect(block("res.2/77").getAttribute("data-sign")).toBe("lowers");
     expect(all(".gl-edge")).toHaveLength(2);
     expect(Number(one('[data-token="1"]').style.getPropertyValue("--gl-shade"))).toBe(1);
-    expect(one(".gl-leads").textContent).toContain("carry 40 % of all effects");
+    expect(one(".gl-leads").textContent).toContain("the 3 strongest of 1,234 effects carry 40 % of their sum");
     one(".gl-lead-clear").click();
     expect(model.calls("attribution")[0].params).toEqual({ target: null, position: 1 });
+  });
+  test("checks one edge, where it has not been", () => {
+    mount({ attribution: LED, selection: { token: 1, feature: "res.2/77" } });
+    one(".gl-check-one").click();
+    expect(model.calls("check")[0].params).toEqual({ n: 1, feature: "res.2/77", position: 1 });
+    click(block("res.0/0"));
+    expect(el.querySelector(".gl-check-one")).toBeNull();
+    expect(one(".gl-inspect").textContent).toContain("measured +1.90");
   });
 });
 
@@ -197,8 +206,9 @@ describe("layers by tokens", () => {
   test("shows a concept, asks once for the values that are not among the strongest, and says them", async () => {
     mount({ view: "grid", selection: { token: 1, feature: "res.1/7" } });
     const [call] = model.calls("concept");
-    expect(call.params).toEqual({ features: ["res.0/0", "res.1/7", "res.2/2"] });
-    model.reply({ kind: "value", id: call.id, value: { measure: "strength", rows: [[[2, 0.05]], [], []] } });
+    expect(call.params).toEqual({ feature: "res.1/7" });
+    const features = ["res.0/0", "res.1/7", "res.2/2"];
+    model.reply({ kind: "value", id: call.id, value: { measure: "strength", features, rows: [[[2, 0.05]], [], []] } });
     await settled();
     expect(model.calls("concept")).toHaveLength(1);
     expect(one("canvas").getAttribute("aria-label")).toContain("3 layers by 3 tokens");

@@ -232,10 +232,12 @@ def test_without_a_loupe_nothing_more_is_computed(widget):
 def test_a_concept_has_every_value_not_only_the_strongest(evolution, widget):
     trace = evolution.trace
     feature = max(range(trace["res.2"].shape[1]), key=lambda i: np.count_nonzero(trace["res.2"].column(i)[1:]))
-    answer = widget.methods()["concept"]([f"res.2/{feature}"])
+    answer = widget.methods()["concept"](f"res.2/{feature}")
+    assert f"res.2/{feature}" in answer["features"]
     on = np.flatnonzero(trace["res.2"].column(feature)[1:]) + 1
-    assert [position for position, _ in answer["rows"][0]] == on.tolist()
-    refused("site-not-open", lambda: widget.grid(["res.1/0"]))
+    row = answer["rows"][answer["features"].index(f"res.2/{feature}")]
+    assert [position for position, _ in row] == on.tolist()
+    refused("site-not-open", lambda: widget.grid("res.1/0"))
 
 
 def test_a_card_opens_below_and_closes(tiny3):

@@ -90,7 +90,7 @@ def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     choice = cell.get_by_label("Keep only what leads to")
     choice.select_option(index=1)
     nb.wait_for_kernel("w.found is not None", seconds=60)
-    expect(cell.locator(".gl-leads")).to_contain_text("of all effects")
+    expect(cell.locator(".gl-leads")).to_contain_text("of their sum")
     assert cell.locator(".gl-edge").count() > 0
     shot(cell, "evolution-leads")
     cell.get_by_role("button", name="show all features").click()

@@ -163,11 +163,13 @@ def _attribution(
     k: int,
 ) -> Attribution:
     total = error = 0.0
+    pairs = 0
     parts: list[tuple[float, float, Site, int, int]] = []
     sums: dict[Site, tuple[float, float, float]] = {}
     for site, effects in found.features.items():
         errors, biases, acts = found.errors[site], found.biases[site], found.acts[site]
         sums[site] = float(effects.sum()), float(errors.sum()), float(biases.sum())
+        pairs += int(np.count_nonzero(effects))
         error += float(np.abs(errors).sum())
         total += float(np.abs(effects).sum() + np.abs(errors).sum() + np.abs(biases).sum())
         rows = acts.rows
@@ -189,6 +191,7 @@ def _attribution(
         sum(part[0] for part in parts[:k]) / total if total else 0.0,
         Trace(tokens, found.acts, maxima, None, engine.about()),
         against,
+        pairs,
         sums,
         notes,
     )

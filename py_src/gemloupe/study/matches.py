@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import refuse
-from ..evolution import Match
+from ..evolution import Match, Matches
 from ..feature import FeatureId
 from ..site import Site
 from ..sparse import SparseActs
@@ -147,20 +147,34 @@ def matches(source: Any, feature: FeatureId, k: int = KEPT) -> tuple[Match, ...]
     return tuple(found)
 
 
-def of_feature(
-    engine: Any, file: MatchFile | None, feature: FeatureId, k: int, sites: Sequence[Site]
-) -> tuple[Match, ...]:
+def of_feature(engine: Any, file: MatchFile | None, feature: FeatureId, k: int, sites: Sequence[Site]) -> Matches:
     """From the file where it knows enough, else from the decoders, with what the file knows of co-activation."""
     k = count_of(k)
     if feature.site not in sites:
         raise refuse("site-not-open", site=feature.site, open=", ".join(map(str, sites)) or "none")
     known = () if file is None else file.of(feature, KEPT, sites)
     if file is not None and k <= KEPT:
-        return file.of(feature, k, sites)
+        return Matches(feature, file.of(feature, k, sites))
     if not hasattr(engine, "loaded"):
         raise refuse("not-local")
     shares = {one.feature: one.coactivation for one in known}
-    return tuple(replace(one, coactivation=shares.get(one.feature)) for one in matches(engine, feature, k))
+    found = matches(engine, feature, k)
+    return Matches(feature, (replace(one, coactivation=shares.get(one.feature)) for one in found))
+
+
+def trail(engine: Any, file: MatchFile | None, feature: FeatureId, sites: Sequence[Site]) -> tuple[FeatureId, ...]:
+    """A feature with what is the same thing in earlier and later layers, by layer: mutual matches only, and never
+    across a site that is not among `sites`."""
+    found = [feature]
+    for step in (-1, 1):
+        at: FeatureId | None = feature
+        while at is not None:
+            beside = of_feature(engine, file, at, 1, sites)
+            layer = at.site.layer + step
+            at = next((one.feature for one in beside if one.mutual and one.feature.site.layer == layer), None)
+            if at is not None:
+                found.append(at)
+    return tuple(sorted(found))
 
 
 def _width(source: Any, site: Site) -> int:

@@ -123,6 +123,7 @@ def wire_attribution(found: Attribution, trace: Trace) -> dict[str, Any]:
         },
         "position": found.position,
         "value": found.value,
+        "effects": found.effects,
         "explained": found.explained,
         "error": found.error,
         "notes": list(found.notes),

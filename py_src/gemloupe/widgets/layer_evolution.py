@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import numpy as np
@@ -28,6 +28,9 @@ from .live import STATIC, LiveWidget, refusing_traits
 from .selection import Selection, read_selection
 from .trace_view import wire_facts, wire_token
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 NamesOf = Callable[[Iterable[FeatureId]], Mapping[FeatureId, Label]]
 Attribute = Callable[..., Attribution]
@@ -45,7 +48,8 @@ class LayerEvolution(LiveWidget):
 
     `w.selected` is the token shown and the feature followed, and may be set: `w.selected = " Paris"`,
     `w.selected = "res.12/834"`. `w.evolution` holds the values, `w.attribute(" Paris")` shows only what leads to a
-    next token (`None` shows all again), `w.found` is what that found; `w.open_card("res.12/834")` opens a card below.
+    next token (`None` shows all again), `w.found` is what that found; `w.open_card("res.12/834")` opens a card below;
+    `w.figure()` is what is shown as a plotly figure.
     """
 
     _esm = STATIC / "layer-evolution.js"
@@ -196,12 +200,13 @@ class LayerEvolution(LiveWidget):
     def _asked(self, target: str | int | None, position: int) -> None:
         self.attribute(target, token=position)
 
-    def check(self, n: int = 5) -> Attribution | None:
-        """Take the n strongest sources of the attribution shown out, one at a time, and show what that changed."""
+    def check(self, which: Any = 5) -> Attribution | None:
+        """Take sources of the attribution shown out, one at a time, and show what that changed: the so many strongest,
+        or a feature, an edge, or several, as in `Attribution.check`."""
         before = self._found
         if before is None:
             return None
-        found = before.check(n)
+        found = before.check(which)
         with self._lock:
             if self._found is before:  # another target may have been chosen meanwhile
                 self._found = found
@@ -210,32 +215,30 @@ class LayerEvolution(LiveWidget):
 
     # ---- one concept in all layers
 
-    def grid(self, features: Iterable[FeatureId | str]) -> Grid:
-        """Strengths of features, one for each layer, at every token: a `Grid`, from what was read."""
-        trace = self.evolution.trace
-        names = [FeatureId.of(feature) for feature in features]
-        rows, known = [], True
-        for name in names:
-            if name.site not in trace.acts:
-                raise refuse("site-not-open", site=name.site, open=", ".join(map(str, trace.sites)) or "none")
-            index = name.within(trace.acts[name.site].shape[1]).index
-            maximum = trace.maxima[name.site][index]
-            known = known and bool(maximum > 0)
-            rows.append((trace.acts[name.site].column(index), maximum))
-        values = [column / maximum if known else column for column, maximum in rows]
-        ordinary = np.array([not token.special for token in trace.tokens], bool)
-        table = np.array([np.where(ordinary, row, np.nan) for row in values], np.float32).reshape(-1, len(trace))
-        sites = tuple(name.site for name in names)
-        return Grid(trace.tokens, sites, table, "strength" if known else "activation", tuple(names))
+    def grid(self, what: FeatureId | str, kind: str = "res") -> Grid:
+        """A feature with its matches in all layers, or a measure of whole layers: as `Evolution.grid`."""
+        return self.evolution.grid(what, kind)
 
-    def _concept(self, features: Iterable[str]) -> dict[str, Any]:
-        """Rows of [position, value] pairs, only where a feature is on, and what the values are."""
-        grid = self.grid(features)
+    def _concept(self, feature: str) -> dict[str, Any]:
+        """A feature with its matches, and for each a row of [position, value] pairs, only where it is on."""
+        grid = self.evolution.strengths(self.evolution.trail(feature))
         on = [np.flatnonzero(np.nan_to_num(row) > 0) for row in grid.values]
         rows = [
             [[int(i), round(float(row[i]), 4)] for i in at.tolist()] for row, at in zip(grid.values, on, strict=True)
         ]
-        return {"measure": grid.measure, "rows": rows}
+        return {"measure": grid.measure, "features": [str(one) for one in grid.features or ()], "rows": rows}
+
+    def figure(self) -> Figure:
+        """What is shown, as a plotly figure: the attribution where there is one, the layers, or the grid."""
+        feature, position = self.selection["feature"], self.selection["token"]
+        if self.view == "grid":
+            return self.evolution.grid("l0" if feature is None else feature).figure(self._short_names())
+        if self._found is not None:
+            return self._found.figure(self._short_names())
+        return self.evolution.figure(-1 if position is None else position, self._short_names())
+
+    def _short_names(self) -> dict[FeatureId, str]:
+        return {FeatureId.of(name): text.split(" · ")[0] for name, (text, _) in self.names.items()}
 
     # ---- the card below
 
@@ -270,8 +273,13 @@ class LayerEvolution(LiveWidget):
             "uncard": self.close_card,
         }
 
-    def _check(self, n: int) -> None:
-        self.check(n)
+    def _check(self, n: int, feature: str | None = None, position: int | None = None) -> None:
+        """The n strongest, or the one edge that begins with `feature` at `position`."""
+        if feature is None or self._found is None:
+            self.check(n)
+            return
+        source = FeatureId.of(feature)
+        self.check([e for e in self._found.edges if (e.source, e.position) == (source, position)] or source)
 
     def _facts(self, site: str, features: Iterable[int]) -> dict[str, Any]:
         """Facts by feature index."""
