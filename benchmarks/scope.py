@@ -70,30 +70,52 @@ def random_model(shape: str, device: str):
 
 def random_sae(site: Site, x: torch.Tensor, seed: int, width: int) -> Sae:
     """Random directions, thresholds at which about `L0` features are on for a token of `x` [token, d_in]."""
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randn(width, x.shape[1], generator=random) * x.shape[1] ** -0.5
-    pre = x.float().cpu() @ rows.T
+    random = torch.Generator(x.device).manual_seed(seed)
+    rows = torch.randn(width, x.shape[1], generator=random, device=x.device) * x.shape[1] ** -0.5
+    pre = x.float() @ rows.T
     threshold = (pre.mean(0) + pre.std(0) * torch.special.ndtri(torch.tensor(1 - L0 / width))).clamp_min(1e-3)
-    return Sae(site, rows, torch.zeros(width), threshold, rows.clone(), torch.zeros(x.shape[1]))
+    zeros = [torch.zeros(size, device=x.device) for size in (width, x.shape[1])]
+    return Sae(site, rows, zeros[0], threshold, rows.clone(), zeros[1]).to("cpu")
+
+
+def seen(model, ids: list[int], sites: set[Site]) -> dict[Site, torch.Tensor]:
+    """The tensor [token, width] at each site."""
+    found: dict[Site, torch.Tensor] = {}
+    with torch.inference_mode(), reading(model, sites, lambda site, x: found.update({site: x[0].clone()})):
+        body(model)(torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    return found
 
 
 def written(model, ids: list[int], sites: list[Site], folder: Path, files: int, width: int) -> dict[Site, Path]:
     """One page per file; sites of a kind take turns with them. Returns the page of each site."""
     made: dict[tuple[str, int], Path] = {}
     first = {(site.kind, site.layer % files): site for site in reversed(sites)}
-    seen: dict[Site, torch.Tensor] = {}
-    keep = set(first.values())
-    with torch.inference_mode(), reading(model, keep, lambda site, x: seen.update({site: x[0].float().cpu()})):
-        body(model)(torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    inputs = seen(model, ids, set(first.values()))
     for number, (key, site) in enumerate(first.items()):
         source = folder / f"{key[0]}-{key[1]}.source"
         source.write_text(str(number))
-        sae = random_sae(site, seen.pop(site), number, width)
+        sae = random_sae(site, inputs.pop(site), number, width)
         pages.mapped(source, Site(site.kind, 0), lambda sae=sae: sae, folder / "pages")
         made[key] = source
         del sae
         gc.collect()
     return {site: made[site.kind, site.layer % files] for site in sites}
+
+
+@torch.inference_mode()
+def wrong(model, ids: list[int], sites: list[Site], sae: Callable[[Site], Sae], acts: dict[Site, SparseActs]) -> int:
+    """Entries of `acts` at `sites` that float64 contradicts, beyond what float32 can round off."""
+    found = 0
+    for site, x in seen(model, ids, set(sites)).items():
+        page, x = sae(site), x[1:].double()  # the first token is special
+        pre = x @ page.encoder.double().T + page.b_enc
+        least = page.threshold.double().clamp_min(0)
+        size = x.norm(dim=1, keepdim=True) * page.encoder.double().norm(dim=1)
+        ours = torch.from_numpy(acts[site].to_dense()[1:]).to(x.device).double()
+        edge = (pre - least).abs() <= 1e-6 * size
+        found += int((((ours > 0) != (pre > least)) & ~edge).sum())
+        found += int(((ours - pre).abs() > 1e-6 * size)[(ours > 0) & ~edge].sum())
+    return found
 
 
 def never() -> Sae:
@@ -142,20 +164,47 @@ class Timed:
         return statistics.median(b / a for a, b in zip(self.plain, self.run, strict=True))
 
 
-def in_turn(plain: Callable[[], Any], run: Callable[[], Any], rounds: int, device: str) -> Timed:
-    def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-        begun = time.perf_counter()
-        out = work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun, out
+def seconds(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    out = work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, out
 
+
+def in_turn(plain: Callable[[], Any], run: Callable[[], Any], rounds: int, device: str) -> Timed:
     found = Timed([], [], None)
     for _ in range(rounds):
-        found.plain.append(seconds(plain)[0])
-        took, found.out = seconds(run)
+        found.plain.append(seconds(plain, device)[0])
+        took, found.out = seconds(run, device)
         found.run.append(took)
     return found
+
+
+def products(sites: list[Site], sae: Callable[[Site], Sae], device: str) -> float:
+    """Seconds of the encoders' float32 products alone: no reading of these sites can be faster."""
+    saes = [sae(site) for site in sites]
+    inputs = [torch.randn(TOKENS - 1, one.d_in, device=device) for one in saes]
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for x, one in zip(inputs, saes, strict=True):
+            torch.addmm(one.b_enc, x, one.encoder.T)
+
+    multiply()
+    return min(seconds(multiply, device)[0] for _ in range(1 if device == "cpu" else 5))
+
+
+def profiled(name: str, run: Callable[[], Any]) -> None:
+    """Print where the time of one run goes on a GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    print(f"\n{name}")
+    print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=14, max_name_column_width=60))
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60))
 
 
 def same(one: dict[Site, SparseActs], two: dict[Site, SparseActs]) -> bool:
@@ -175,6 +224,10 @@ def cold(folder: Path) -> float:
         return file.stat().st_size / (time.perf_counter() - begun)
 
 
+def shown(time: float) -> str:
+    return f"{time:.2f} s" if time >= 1 else f"{1000 * time:.1f} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -182,10 +235,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--held", type=int, default=10, help="SAEs that the budget holds")
     parser.add_argument("--files", type=int, default=2, help="files on disk for each kind of site")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=None, help="default: 3 on a CPU, 20 on a GPU, 3 of what is paged")
     parser.add_argument("--folder", default=None, help="where pages are written; removed afterwards")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes on a GPU")
     options = parser.parse_args()
-    device, rounds = options.device, options.rounds
+    device = options.device
+    rounds = options.rounds or (3 if device == "cpu" else 20)
 
     model = random_model(options.shape, device)
     layers = len(body(model).layers)
@@ -205,14 +260,18 @@ def main() -> None:
             f"pages written in {time.perf_counter() - begun:.0f} s: {len(set(place.values()))} files, {said(on_disk)}"
         )
 
-        def size(site: Site) -> int:
-            return footprint(options.width, width_of(model, site), device)
+        def size(site: Site, where: str = device) -> int:
+            return footprint(options.width, width_of(model, site), where)
 
         def from_disk(site: Site) -> Sae:
             return pages.mapped(place[site], Site(site.kind, 0), never, folder / "pages")
 
         def pager(sites: list[Site], budget: int) -> Pager:
-            one = Pager(from_disk, size, budget=budget, device=device)
+            if device == "cpu":
+                one = Pager(from_disk, size, budget=budget)
+            else:
+                host = Pager(from_disk, lambda site: size(site, "cpu"), budget=pages.default_budget("cpu"))
+                one = Pager(host.get, size, budget=budget, device=device, below=host)
             one.expect(sorted(sites))
             return one
 
@@ -221,77 +280,86 @@ def main() -> None:
             hidden = body(model)(tokens, use_cache=False).last_hidden_state[0]
             logits(model, hidden)
 
-        def reader(sae: Callable[[Site], Sae], sites: list[Site]) -> Callable[[], Any]:
-            return lambda: read(model, ids, sites, sae, special={2}).acts
+        def reader(sae: Callable[[Site], Sae], sites: list[Site], guesses: int = 0) -> Callable[[], Any]:
+            return lambda: read(model, ids, sites, sae, special={2}, guesses=guesses).acts
 
-        plain()
+        for _ in range(1 if device == "cpu" else 3):
+            plain()
         with Peak(device) as peak:
             base = in_turn(lambda: None, plain, rounds, device)
         rows.append(("plain forward with logits", base, "", peak))
 
-        speed = matmul_speed(device)
         for name, sites in ((f"{layers} residual sites", stream), (f"all {len(every)} sites", every)):
             everything, budget = sum(map(size, sites)), options.held * max(map(size, sites))
             if device == "cpu":
                 # The same tensors several times over, since all of them would not fit this memory.
                 opened = {source: from_disk(site) for site, source in place.items()}
                 resident = {site: replace(opened[place[site]]) for site in sites}
-                run, one = reader(resident.__getitem__, sites), None
+                get, one = resident.__getitem__, None
             else:
                 one = pager(sites, everything)
-                run = reader(one.get, sites)
+                get = one.get
+            run = reader(get, sites)
+            begun = time.perf_counter()
             run(), run()  # the second use is when an encoder is rounded, where that pays
+            print(f"{name}: read twice in {time.perf_counter() - begun:.1f} s, loading included")
             with Peak(device) as peak:
                 all_here = in_turn(plain, run, rounds, device)
             rows.append((f"{name}, all resident ({said(everything)})", all_here, "0", peak))
+            if device != "cpu":
+                also = reader(get, sites, guesses=5)
+                also()
+                with Peak(device) as peak:
+                    rows.append(("the same, with 5 guesses per token", in_turn(plain, also, rounds, device), "0", peak))
+            floor = products(sites, get, device)
+            errors = wrong(model, ids, sites[-3:], get, all_here.out)
+            if options.profile:
+                profiled(name, run)
             if one is not None:
                 one.close()
-            resident = opened = run = one = None
+            resident = opened = run = also = get = one = None
             gc.collect()
 
             one = pager(sites, budget)
             run = reader(one.get, sites)
             run()
-            before = one.loads
+            before, turns = one.loads, min(rounds, 3)
             with Peak(device) as peak:
-                paged = in_turn(plain, run, rounds, device)
-            moved = (one.loads - before) / rounds
+                paged = in_turn(plain, run, turns, device)
+            moved = (one.loads - before) / turns
             rows.append((f"{name}, a budget of {options.held} ({said(budget)})", paged, f"{moved:.0f}", peak))
             assert one.held <= budget
             one.close()
             run = one = None
             gc.collect()
             l0 = np.mean([acts.nnz / TOKENS for acts in paged.out.values()])
-            floor = sum(2.0 * TOKENS * width_of(model, site) * options.width for site in sites) / speed
             exact = "the same, bit for bit" if same(all_here.out, paged.out) else "DIFFERENT"
-            print(f"{name}: L0 {l0:.0f}; encoders' matrix products alone {floor:.2f} s; resident and paged: {exact}")
+            print(
+                f"{name}: L0 {l0:.0f}; the encoders' products alone take {shown(floor)}, "
+                f"{floor / middle(base.run):.2f} of the plain forward; "
+                f"entries that float64 contradicts at three sites: {errors}; resident and paged: {exact}"
+            )
         disk = cold(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\nGemma 2 {options.shape}, bfloat16 on {device}, {said(weights)}; {TOKENS} tokens; {rounds} rounds;")
+    where = device if device == "cpu" else torch.cuda.get_device_name()
+    print(f"\nGemma 2 {options.shape}, bfloat16 on {where}, {said(weights)}; {TOKENS} tokens; {rounds} rounds;")
     print(
         f"SAEs of {options.width:,} in float32; {torch.get_num_threads()} threads; a page from the disk: {said(disk)}/s"
     )
     if device == "cpu":
         print("All resident: the time is of all sites, the memory of fewer SAEs, whose tensors sites share.")
-    head = ("", "seconds", "fastest", "ratio", "SAEs loaded", "peak host", "peak device")
+    head = ("", "median", "fastest", "ratio", "SAEs loaded", "peak host", "peak device")
     print(f"\n| {' | '.join(head)} |\n|---|---:|---:|---:|---:|---:|---:|")
     for label, times, moved, peak in rows:
         share = "1" if label.startswith("plain") else f"{times.ratio:.2f}"
         there = said(peak.device_most) if peak.device_most else ""
-        middle, fastest = statistics.median(times.run), min(times.run)
-        print(f"| {label} | {middle:.2f} | {fastest:.2f} | {share} | {moved} | {said(peak.most)} | {there} |")
+        took = f"{shown(middle(times.run))} | {shown(min(times.run))}"
+        print(f"| {label} | {took} | {share} | {moved} | {said(peak.most)} | {there} |")
 
 
-def matmul_speed(device: str) -> float:
-    """Operations a second of a float32 product of an encoder's shape."""
-    one, two = torch.randn(TOKENS, 2304, device=device), torch.randn(4096, 2304, device=device)
-    times = []
-    for _ in range(4):
-        begun = time.perf_counter()
-        float((one @ two.T)[0, 0])
-        times.append(time.perf_counter() - begun)
-    return 2.0 * TOKENS * 2304 * 4096 / min(times)
+def middle(times: list[float]) -> float:
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

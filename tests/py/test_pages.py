@@ -18,6 +18,7 @@ from gemloupe.load.sae import Sae, Transcoder
 from gemloupe.load.scope import Scope
 from gemloupe.run import pages
 from gemloupe.run.pages import Pager, footprint, mapped
+from gemloupe.run.staging import Staging
 from gemloupe.site import Site
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -410,3 +411,19 @@ def test_free_memory_is_measured():
     assert 0 < pages.free_memory() < 1 << 50
     assert pages.default_budget("cpu") <= pages.free_memory()
     assert cache.folder()
+
+
+@pytest.mark.parametrize("size", [7, 64, 1 << 20])
+def test_staged_copies_are_the_tensors(size):
+    """Through buffers smaller and larger than they are; the buffers are used again while nothing waits for them."""
+    staging = Staging(torch.device("cpu"), size)
+    random = torch.Generator().manual_seed(0)
+    for source in (
+        torch.randn(33, 5, generator=random),
+        torch.randn(5, 33, generator=random).T,
+        torch.randint(-128, 128, (41,), dtype=torch.int8),
+        torch.zeros(0, 4),
+        torch.tensor(3.5),
+    ):
+        copy = staging.copy(source)
+        assert copy.dtype == source.dtype and copy.is_contiguous() and torch.equal(copy, source)

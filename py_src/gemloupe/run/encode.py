@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +36,16 @@ _WORTH_SCREENING = 1 << 18
 _OUTLIERS = 32
 
 
-def encode(sae: Any, x: torch.Tensor, kept: torch.Tensor, site: Site) -> SparseActs:
+def encode(sae: Any, x: torch.Tensor, kept: torch.Tensor, site: Site, *, first: int = 0) -> SparseActs:
     """Activations of `sae` on `x` [token, d_in]; rows where `kept` [token] is False stay empty.
 
-    Non-finite input is refused, naming the token.
+    Non-finite input is refused, naming the token; the first row is token `first`.
     """
     positions = kept.nonzero()[:, 0]
     rows = x[positions].to(torch.float32)
     if not torch.isfinite(rows.sum()) and not bool(torch.isfinite(rows).all()):
         bad = int(positions[~torch.isfinite(rows).all(1)][0])
-        raise refuse("not-finite", site=site, position=bad)
+        raise refuse("not-finite", site=site, position=first + bad)
     width = sae.encoder.shape[0]
     step = max(1, _BLOCK // width)
     parts = [_block(sae, rows[start : start + step]) for start in range(0, len(rows), step)]
@@ -69,10 +71,27 @@ def _block(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def dense(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The definition: relu(pre) where pre > threshold (strictly), from one float32 product."""
-    pre = torch.addmm(sae.b_enc, x, sae.encoder.T)
-    on = pre > sae.threshold.clamp_min(0)  # an activation must also be positive
-    columns = on.nonzero()[:, 1]
-    return on.sum(1).cpu().numpy(), columns.cpu().numpy(), pre[on].cpu().numpy()
+    with exactly():
+        pre = torch.addmm(sae.b_enc, x, sae.encoder.T)
+    rows, columns = (pre > floor(sae)).nonzero(as_tuple=True)
+    counts = np.bincount(rows.cpu().numpy(), minlength=len(x))
+    return counts, columns.cpu().numpy(), pre[rows, columns].cpu().numpy()
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Float32 products on a GPU are made in float32, also where TF32 has been allowed."""
+    settings: Any = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, name)
+    if before == exact:
+        yield
+        return
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
 
 
 def can_screen() -> bool:
@@ -102,6 +121,14 @@ class _Screen:
 _screen_of: weakref.WeakKeyDictionary[Any, _Screen] = weakref.WeakKeyDictionary()
 _used: weakref.WeakSet[Any] = weakref.WeakSet()
 _norms_of: weakref.WeakKeyDictionary[Any, torch.Tensor] = weakref.WeakKeyDictionary()
+_floors: weakref.WeakKeyDictionary[Any, torch.Tensor] = weakref.WeakKeyDictionary()
+
+
+def floor(sae: Any) -> torch.Tensor:
+    """What a pre-activation must exceed, float32 [feature]: the threshold, and zero. Computed once."""
+    if (known := _floors.get(sae)) is None:
+        _floors[sae] = known = sae.threshold.clamp_min(0)
+    return known
 
 
 def norms(sae: Any) -> torch.Tensor:
@@ -119,7 +146,7 @@ def screen_bytes(width: int, d_in: int) -> int:
 def _screen(sae: Any, x: torch.Tensor) -> _Screen:
     screen = _screen_of.get(sae)
     if screen is None:
-        encoder, floor = sae.encoder, sae.threshold.clamp_min(0)
+        encoder, least = sae.encoder, floor(sae)
         # Gemma has a few dimensions tens of times larger than the rest; inside int8 they would drown the others.
         centre = x.mean(0)
         outliers = (x - centre).abs().amax(0).topk(min(_OUTLIERS, x.shape[1])).indices.sort().values
@@ -128,7 +155,7 @@ def _screen(sae: Any, x: torch.Tensor) -> _Screen:
             scale = encoder.abs().amax(1).clamp_min(1e-30) / 127
             packed = (encoder / scale[:, None]).round_().to(torch.int8)
         lost = (packed.to(torch.float32) * scale[:, None]).sub_(encoder).norm(dim=1)
-        offset = encoder @ centre + sae.b_enc - floor + 2**-22 * (sae.b_enc.abs() + floor)
+        offset = encoder @ centre + sae.b_enc - least + 2**-22 * (sae.b_enc.abs() + least)
         lines = torch.cat([torch.stack([offset, norms(sae), lost]), encoder[:, outliers].T])
         screen = _Screen(packed.T, scale, lines, centre, outliers)
         _screen_of[sae] = screen
@@ -142,10 +169,10 @@ def screened(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def unscreened(sae: Any, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same as `screened`, bit for bit, by way of a float32 product: so it does not matter what was used before."""
-    floor = sae.threshold.clamp_min(0)
-    slack = _rounding(x) * (x.norm(dim=1, keepdim=True) * norms(sae)) + 2**-22 * (sae.b_enc.abs() + floor)
+    least = floor(sae)
+    slack = _rounding(x) * (x.norm(dim=1, keepdim=True) * norms(sae)) + 2**-22 * (sae.b_enc.abs() + least)
     pre = torch.addmm(sae.b_enc, x, sae.encoder.T)
-    found = (pre.add_(slack) > floor).nonzero()
+    found = (pre.add_(slack) > least).nonzero()
     return _exactly(sae, x, found[:, 0], found[:, 1])
 
 

@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..load.artifact import read_json, verify
 from ..load.sae import Sae, Transcoder
 from ..site import Site
 from .encode import norms, screen_bytes
+from .staging import Staging
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Pager:
         self._changed = threading.Condition()
         self._ahead = ThreadPoolExecutor(1, "gemloupe-pages")
         self._stream: Any = None
+        self._staging: Any = None
 
     @property
     def held(self) -> int:
@@ -146,10 +148,13 @@ class Pager:
         if self.device.type != "cuda":
             return sae.to(self.device)
         # On a stream of its own the copy runs beside the encoding of the SAE before.
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
+        with self._changed:
+            if self._stream is None:
+                self._stream, self._staging = torch.cuda.Stream(self.device), Staging(self.device)
+            staging = self._staging
         with torch.cuda.stream(self._stream):
-            moved = sae.to(self.device)
+            tensors = {name: one for name, one in vars(sae).items() if isinstance(one, torch.Tensor)}
+            moved = replace(sae, **{name: staging.copy(one) for name, one in tensors.items()})
         self._stream.synchronize()
         for tensor in vars(moved).values():
             if isinstance(tensor, torch.Tensor):

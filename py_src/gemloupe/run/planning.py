@@ -20,7 +20,9 @@ from ..load.catalog import DIMENSIONS, base_model, spelled
 from ..load.find import find_scope
 from ..load.scope import Scope
 from ..site import Site
+from .encodings import waiting_bytes
 from .pages import beside, default_budget, footprint, free_bytes
+from .read import CHUNK
 
 # A text as long as those the field measures with.
 TOKENS = 128
@@ -148,7 +150,8 @@ def plan(
         limit, source = every, f"{place} is not here to be asked, so all are taken to fit"
 
     held = min(every, limit)
-    working = None if shape is None else _working(shape, number)
+    waiting = 0 if opened is None else waiting_bytes(CHUNK, [opened.width(site) for site in sizes], torch.device(place))
+    working = None if shape is None else _working(shape, number) + waiting
     at_work = None if weights is None or working is None else weights + held + working
     host = at_work if place == "cpu" else None
     if place != "cpu" and weights is not None:
@@ -245,8 +248,6 @@ def _model_files(model: Any, name: str, shape: Shape | None, folder: Path | None
 
 def _working(shape: Shape, number: int) -> int:
     """Bytes a pass needs beside weights: attention scores and the wide layers of a chunk, logits of some positions."""
-    from .read import CHUNK
-
     scores = 2 * 4 * shape.heads * CHUNK * CHUNK
     wide = number * CHUNK * (3 * shape.mlp + 6 * shape.d_model)
     return scores + wide + 2 * 4 * _LOGIT_ROWS * shape.vocabulary

@@ -12,7 +12,7 @@ from ..load.sae import Transcoder
 from ..site import Site
 from ..sparse import SparseActs
 from .capture import Enough, body, reading
-from .encode import encode
+from .encodings import Encodings
 from .fidelity import AskedOnce, Measured, Tally, target_of
 
 # Tokens that go through the model together. Attention keeps heads x chunk x length scores at a time, so this bounds
@@ -55,11 +55,12 @@ def read(
     chunks; it may raise to stop.
     """
     sites = sorted(set(sites))
+    opened = frozenset(sites)
     wanted = set(range(len(ids)) if positions is None else positions) if guesses else set()
     device = next(model.parameters()).device
     tokens = torch.tensor([list(ids)], device=device)
     ordinary = torch.tensor([ident not in special for ident in ids])
-    parts: dict[Site, list[SparseActs]] = {site: [] for site in sites}
+    found = Encodings(len(ids), len(sites), device)
     tallies = {site: Tally() for site in sites if site in measure}
     # What a transcoder is compared with passes later, at a site that may or may not be read itself.
     judged_at = {target_of(site): site for site in tallies if target_of(site) != site}
@@ -69,18 +70,19 @@ def read(
     for start in range(0, len(ids), chunk):
         end = min(start + chunk, len(ids))
         kept = ordinary[start:end]
+        found.begin(kept, start)
 
         def take(site: Site, x: torch.Tensor, start: int = start, kept: torch.Tensor = kept) -> None:
             checkpoint(start / len(ids))
             if (judged := judged_at.get(site)) is not None and tallies[judged].waits:
                 tallies[judged].compare(x[0], kept)
-            if site not in parts:
+            if site not in opened:
                 return
             page = asked.take(site)
-            acts = encode(page, x[0], kept.to(x.device), site)
-            parts[site].append(acts)
-            if site in tallies:
-                tallies[site].expect(page, x[0], acts)
+            if site not in tallies:
+                found.add(site, page, x[0])
+            else:
+                tallies[site].expect(page, x[0], found.now(site, page, x[0]))
                 if site not in judged_at.values() or not isinstance(page, Transcoder):
                     tallies[site].compare(x[0], kept)
 
@@ -114,8 +116,7 @@ def read(
             for position, names, chances in zip(some, best.indices.tolist(), best.values.tolist(), strict=True):
                 guessed[position] = list(zip(names, chances, strict=True))
     checkpoint(1.0)
-    acts = {site: SparseActs.stack(part) for site, part in parts.items()}
-    return Reading(acts, guessed, {site: tally.measured() for site, tally in tallies.items()})
+    return Reading(found.finish(), guessed, {site: tally.measured() for site, tally in tallies.items()})
 
 
 def logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:

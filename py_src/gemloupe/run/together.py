@@ -11,7 +11,7 @@ import torch
 from ..site import Site
 from ..sparse import SparseActs
 from .capture import Enough, body, reading
-from .encode import encode
+from .encodings import Encodings
 from .fidelity import AskedOnce
 
 
@@ -42,16 +42,18 @@ def read_together(
         real[number, : len(row)] = True
     ordinary = ~torch.isin(tokens[real], torch.tensor(sorted(special), dtype=torch.int64))
     where = real.flatten().nonzero()[:, 0].to(device)
-    kept = ordinary.to(device)
-    found: dict[Site, SparseActs] = {}
-    asked = AskedOnce(sae)
+    found = Encodings(len(ordinary), len(sites), device)
+    found.begin(ordinary)
+    asked, done = AskedOnce(sae), 0
 
     def take(site: Site, x: torch.Tensor) -> None:
-        checkpoint(len(found) / len(sites))
-        found[site] = encode(asked.take(site), x.flatten(0, 1)[where], kept, site)
+        nonlocal done
+        checkpoint(done / len(sites))
+        found.add(site, asked.take(site), x.flatten(0, 1)[where])
+        done += 1
 
     with reading(model, sites, take, stop=True, without_gain=asked.without_gain):
         checkpoint(0.0)
         with suppress(Enough):
             body(model)(tokens.to(device), use_cache=False)
-    return found
+    return found.finish()
