@@ -203,7 +203,7 @@ def profiled(name: str, run: Callable[[], Any]) -> None:
         run()
         torch.cuda.synchronize()
     print(f"\n{name}")
-    print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=14, max_name_column_width=60))
+    print(found.key_averages().table(sort_by="self_device_time_total", row_limit=14, max_name_column_width=60))
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60))
 
 

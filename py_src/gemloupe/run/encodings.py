@@ -132,8 +132,8 @@ class Encodings:
             on = self._on[block]
             found = on.nonzero()[:, 0]
             columns = (found % width).to(torch.int32)
-            lists = on.view(rows, width).sum(1), columns, self._pre[block][found]
-            arriving.append((pieces, [_coming(one) for one in lists]))
+            lengths, values = on.view(rows, width).sum(1), self._pre[block][found]
+            arriving.append((pieces, [_coming(one) for one in (lengths, columns, values)]))
         good = _coming(finite)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
