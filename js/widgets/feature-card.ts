@@ -20,9 +20,10 @@ import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
 import { type Host, showBelow } from "./_below";
 import { isLive, OTHER_VERSION, type RenderProps, SILENT } from "./_connect";
+import { inLanguage } from "./_language";
 import { mount } from "./_static";
 
-function render({ model, el, signal, host }: RenderProps & { host?: Host }): void {
+function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void {
   const rpc = new Rpc(model, signal);
   const live = isLive(model) && model.get("protocol") === PROTOCOL;
   const view = featureCard({
@@ -59,6 +60,8 @@ function render({ model, el, signal, host }: RenderProps & { host?: Host }): voi
     signal,
   });
 }
+
+const render = inLanguage(draw);
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
   mount(render, el, state);

@@ -3,10 +3,11 @@
 import { type Side, sideBySide } from "../components/side-by-side";
 import type { Host } from "./_below";
 import type { RenderProps } from "./_connect";
+import { inLanguage } from "./_language";
 
 const SIDES: Side[] = ["left", "right"];
 
-async function render({ model, el, signal, host }: RenderProps & { host?: Host }): Promise<void> {
+async function draw({ model, el, signal, host }: RenderProps & { host?: Host }): Promise<void> {
   const view = sideBySide();
   el.append(view.el);
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
@@ -23,5 +24,7 @@ async function render({ model, el, signal, host }: RenderProps & { host?: Host }
     }),
   );
 }
+
+const render = inLanguage(draw);
 
 export default { render };

@@ -14,9 +14,10 @@ import { trait } from "../core/synced";
 import type { Token } from "../core/token";
 import { type Host, showBelow } from "./_below";
 import { isLive, OTHER_VERSION, type RenderProps, readSelection, SILENT } from "./_connect";
+import { inLanguage } from "./_language";
 import { mount } from "./_static";
 
-function render({ model, el, signal, host }: RenderProps & { host?: Host }): void {
+function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void {
   const rpc = new Rpc(model, signal);
   const live = isLive(model) && model.get("protocol") === PROTOCOL;
   const asked = new FactsCache(rpc);
@@ -71,6 +72,8 @@ function render({ model, el, signal, host }: RenderProps & { host?: Host }): voi
     signal,
   });
 }
+
+const render = inLanguage(draw);
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
   mount(render, el, state);

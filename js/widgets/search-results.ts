@@ -10,6 +10,7 @@ import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
 import { type Host, showBelow } from "./_below";
 import { isLive, OTHER_VERSION, type RenderProps, SILENT } from "./_connect";
+import { inLanguage } from "./_language";
 import { mount } from "./_static";
 
 const SHOWN = ["kind", "query", "rows", "relative", "dense", "hidden", "complete", "notes", "about"];
@@ -29,7 +30,7 @@ function readFound(model: Model): Found {
   };
 }
 
-function render({ model, el, signal, host }: RenderProps & { host?: Host }): void {
+function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void {
   const rpc = new Rpc(model, signal);
   const live = isLive(model) && model.get("protocol") === PROTOCOL;
   const view = searchResults({
@@ -70,6 +71,8 @@ function render({ model, el, signal, host }: RenderProps & { host?: Host }): voi
     signal,
   });
 }
+
+const render = inLanguage(draw);
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
   mount(render, el, state);

@@ -9,13 +9,14 @@ import type { About } from "../core/picture";
 import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
 import { isLive, OTHER_VERSION, type RenderProps, SILENT } from "./_connect";
+import { inLanguage } from "./_language";
 import { mount } from "./_static";
 
 /** How long nobody may look before a run is given up: a cell that is moved loses its view for a moment. */
 const LEFT = 1500;
 const views = new WeakMap<Model, number>();
 
-function render({ model, el, signal }: RenderProps): void {
+function draw({ model, el, signal }: RenderProps): void {
   const rpc = new Rpc(model, signal);
   const live = isLive(model) && model.get("protocol") === PROTOCOL;
   const view = desk({
@@ -71,6 +72,8 @@ function sayLeft(model: Model): void {
     // the kernel is gone too
   }
 }
+
+const render = inLanguage(draw);
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
   mount(render, el, state);

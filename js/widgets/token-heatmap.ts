@@ -3,9 +3,10 @@
 import { heatmap } from "../components/heatmap";
 import { type Host, showBelow } from "./_below";
 import { connect, isLive, keepShown, type RenderProps } from "./_connect";
+import { inLanguage } from "./_language";
 import { mount } from "./_static";
 
-function render(props: RenderProps & { host?: Host }): void {
+function draw(props: RenderProps & { host?: Host }): void {
   const { model, signal, host } = props;
   const connection = connect(model, () => view.banner, signal);
   const { rpc } = connection;
@@ -17,6 +18,8 @@ function render(props: RenderProps & { host?: Host }): void {
   keepShown(props, view, rpc);
   if (host && isLive(model)) showBelow(model, "below", host, view, signal);
 }
+
+const render = inLanguage(draw);
 
 export function mountStatic(el: HTMLElement, state: Record<string, unknown>): void {
   mount(render, el, state);

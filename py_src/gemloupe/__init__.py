@@ -13,6 +13,7 @@ _WHERE = {
     "plan": "loupe",
     "Loupe": "loupe",
     "catalog": "load.catalog",
+    "language": "words",
     "Site": "site",
     "FeatureId": "feature",
     "SparseActs": "sparse",
@@ -65,6 +66,7 @@ __all__ = [
     "add_vector",
     "catalog",
     "clamp",
+    "language",
     "open",
     "plan",
     "scale",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from .widgets.search_results import SearchResults
     from .widgets.steering_desk import SteeringDesk
     from .widgets.token_heatmap import TokenHeatmap
+    from .words import language
 
 
 def __getattr__(name: str) -> Any:

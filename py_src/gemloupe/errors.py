@@ -423,6 +423,10 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     "loupe-gone": (KeyError, "Loupe {number} of this kernel is closed. Choose another one, or open the model again."),
     "view-unknown": (ValueError, "{given!r} is no view that can be made here. There are: {known}."),
     "view-gone": (KeyError, "This view is closed in the kernel. Make it again."),
+    "language-unknown": (
+        ValueError,
+        "{given!r} is not a language gemloupe speaks. It speaks {known}.",
+    ),
     "cell-not-possible": (
         ValueError,
         "This loupe was opened with objects that a cell cannot name ({given}). Open it with names or folders instead.",

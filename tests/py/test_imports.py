@@ -39,6 +39,7 @@ VOCABULARY = (
     "label",
     "evolution",
     "evolution_figures",
+    "words",
 )
 TORCH_ROOMS = ("load", "run", "train")
 OTHER_LIBRARIES = ("sae_lens", "transformer_lens")

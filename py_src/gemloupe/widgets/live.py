@@ -12,6 +12,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from .. import words
 from ..errors import Refusal
 from ..wire.rpc import Calls, Handler
 from . import static
@@ -41,6 +42,18 @@ def alive() -> tuple[LiveWidget, ...]:
     return tuple(_alive)
 
 
+def _speak() -> None:
+    """Every open widget in the language in use: first what the kernel says, then the words that draw it anew."""
+    spoken = words.for_browser()
+    for widget in alive():
+        if widget.language != spoken:
+            widget.send_state()
+            widget.language = spoken
+
+
+words.watch(_speak)
+
+
 def watch(born: Callable[[LiveWidget], None]) -> None:
     """Call `born` with every widget that is made from now on. It must not raise."""
     _watchers.append(born)
@@ -64,6 +77,9 @@ class LiveWidget(anywidget.AnyWidget):
     protocol = traitlets.Int(PROTOCOL).tag(sync=True)
     """Version of the messages and traits; a front end of another version says so instead of misreading them."""
 
+    language: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    """What the browser half speaks, {"tag", "messages"}; None is English. See `gl.language`."""
+
     _name: str = ""
 
     def __init__(self, **traits: Any) -> None:
@@ -71,8 +87,9 @@ class LiveWidget(anywidget.AnyWidget):
         if unknown:
             known = ", ".join(sorted(name for name in self.trait_names(sync=True) if not name.startswith("_")))
             raise TypeError(f"{type(self).__name__} has no trait {', '.join(unknown)}. It has: {known}.")
+        traits.setdefault("language", words.for_browser())
         super().__init__(**traits)
-        self._calls = Calls({"ping": lambda: None, **self.methods()}, self.send)
+        self._calls = Calls({"ping": lambda: None, **self.methods()}, lambda reply: self.send(words.here(reply)))
         self.on_msg(lambda _widget, content, _buffers: self._calls.receive(content))
         _alive.add(self)
         for born in _watchers:
@@ -89,6 +106,10 @@ class LiveWidget(anywidget.AnyWidget):
     def close(self) -> None:
         _alive.discard(self)
         super().close()
+
+    @staticmethod
+    def _trait_to_json(value: Any, _widget: Any) -> Any:
+        return words.here(value)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """State from the browser. What is refused is answered with what holds here, so that both sides agree."""
@@ -117,7 +138,7 @@ class LiveWidget(anywidget.AnyWidget):
 
         A whole page, or with `page=False` a fragment to put into one.
         """
-        return static.html(self._name, self.static_state(), self.static_picture(), page=page)
+        return static.html(self._name, words.here(self.static_state()), self.static_picture(), page=page)
 
     def save_html(self, path: str | Path) -> Path:
         """Write `to_html()` to a file."""
