@@ -19,7 +19,22 @@ const SHOWN = new Set([
 ]);
 /** Where a text is for the machine, even if it has spaces. */
 const MACHINE = new Set([
-  ...["class", "className", "d", "transform", "viewBox", "points", "style", "cssText", "data", "svgstr", "id", "query"],
+  ...[
+    "class",
+    "className",
+    "d",
+    "transform",
+    "viewBox",
+    "points",
+    "style",
+    "cssText",
+    "data",
+    "svgstr",
+    "font",
+    "description",
+    "id",
+    "query",
+  ],
   ...["for", "href", "type", "role", "rel", "list", "dir"],
 ]);
 const MACHINE_CALLS = new Set([
@@ -106,8 +121,8 @@ function read(path) {
           return;
         }
         const inside = MACHINE_CALLS.has(called) ? "machine" : SHOWING_CALLS.has(called) ? "shown" : "";
-        // Subjects and names come first: say("run", text), h("div", …), button(text, hint).
-        walk(node.arguments.slice(called === "say" ? 1 : 0), inside);
+        // say(subject, text, tone)
+        walk(called === "say" ? node.arguments.slice(1, 2) : node.arguments, inside);
         return;
       }
       case "Property":

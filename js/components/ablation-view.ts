@@ -2,8 +2,9 @@
 
 import type { Ablated, Followed } from "../core/card";
 import { visibleText } from "../core/text";
+import { t } from "../core/words";
 import { h } from "./dom";
-import { chip } from "./text";
+import { chip, sentence } from "./text";
 import "./ablation-view.css";
 
 export interface AblationView {
@@ -18,10 +19,10 @@ function signed(value: number | null): string {
 }
 
 export function ablationView(start: () => void, stop: () => void, live: boolean, signal: AbortSignal): AblationView {
-  const button = h("button", { text: "measure", attrs: { type: "button" } });
+  const button = h("button", { text: t("measure"), attrs: { type: "button" } });
   const status = h("span", { class: "gl-quiet gl-number", attrs: { role: "status" } });
   const words = h("div", { class: "gl-ablation-words" });
-  const rows = h("div", { class: "gl-ablation-rows", attrs: { role: "list", "aria-label": "Examples without it" } });
+  const rows = h("div", { class: "gl-ablation-rows", attrs: { role: "list", "aria-label": t("Examples without it") } });
   const el = h("div", { class: "gl-ablation" }, h("div", { class: "gl-ablation-head" }, button, status), words, rows);
   let running = false;
   button.addEventListener("click", () => (running ? stop() : start()), { signal });
@@ -30,22 +31,27 @@ export function ablationView(start: () => void, stop: () => void, live: boolean,
     show(ablated, possible) {
       running = ablated?.state === "running";
       button.hidden = !live || !possible;
-      button.textContent = running ? "stop" : ablated ? "measure again" : "measure the loss without it";
+      button.textContent = running ? t("stop") : ablated ? t("measure again") : t("measure the loss without it");
       const done = ablated?.rows.length ?? 0;
+      const all = ablated?.of ?? 0;
       const states = {
-        running: `${done} of ${ablated?.of} examples`,
+        running: t("{done} of {all} examples", { done, all }),
         finished: "",
-        stopped: `stopped after ${done} of ${ablated?.of} examples`,
-        failed: ablated?.error ?? "failed",
+        stopped: t("stopped after {done} of {all} examples", { done, all }),
+        failed: ablated?.error ?? t("failed"),
       };
       status.textContent = ablated ? states[ablated.state] : "";
       status.classList.toggle("gl-ablation-error", ablated?.state === "failed");
       words.hidden = rows.hidden = !done;
       if (!ablated || !done) return;
       words.replaceChildren(
-        "The loss on the token after the peak changes by ",
-        h("strong", { class: "gl-number", text: `${signed(ablated.next)} nats` }),
-        ` when it is ablated (it rises in ${ablated.helped} of ${done} examples), and by ${signed(ablated.after)} on average over the ${ablated.tokens} tokens that follow.`,
+        ...sentence(
+          t(
+            "The loss on the token after the peak changes by {change} when it is ablated (it rises in {helped} of {done} examples), and by {after} on average over the {tokens} tokens that follow.",
+            { helped: ablated.helped, done, after: signed(ablated.after), tokens: ablated.tokens },
+          ),
+          { change: h("strong", { class: "gl-number", text: t("{number} nats", { number: signed(ablated.next) }) }) },
+        ),
       );
       const largest = Math.max(...ablated.rows.map((row) => Math.abs(row.change[0] ?? 0)), 0.05);
       rows.replaceChildren(...ablated.rows.map((row) => line(row, largest)));
@@ -72,7 +78,7 @@ function line(row: Followed, largest: number): HTMLElement {
       "span",
       {
         class: "gl-ablation-text",
-        attrs: { dir: "auto", title: "before the peak, the peak, and the token it predicts" },
+        attrs: { dir: "auto", title: t("before the peak, the peak, and the token it predicts") },
       },
       h("span", { class: "gl-quiet", text: visibleText(before) }),
       chip(row.before.at(-1) ?? ""),

@@ -1,5 +1,6 @@
 /** A place under a view for another one, a desk or a card, with a button that closes it. */
 
+import { t } from "../core/words";
 import { h } from "./dom";
 import "./below.css";
 
@@ -11,7 +12,10 @@ export interface Below {
 }
 
 export function below(onClose: () => void, signal: AbortSignal): Below {
-  const close = h("button", { text: "close ×", attrs: { type: "button", "aria-label": "Close what is open below" } });
+  const close = h("button", {
+    text: t("close ×"),
+    attrs: { type: "button", "aria-label": t("Close what is open below") },
+  });
   const place = h("div");
   const el = h("div", { class: "gl-below" }, h("div", { class: "gl-below-head" }, close), place);
   el.hidden = true;

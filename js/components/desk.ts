@@ -16,6 +16,7 @@ import {
 import type { About } from "../core/picture";
 import type { Value } from "../core/synced";
 import { textOf } from "../core/token";
+import { mark, t, tn } from "../core/words";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
 import { freshId, h } from "./dom";
@@ -66,9 +67,9 @@ export interface Desk {
 const QUIET = 2000;
 const ENDS: Record<string, string> = {
   length: "",
-  end: "the model ended here",
-  cancelled: "stopped here",
-  "not-finite": "broken off: no finite numbers",
+  end: mark("the model ended here"),
+  cancelled: mark("stopped here"),
+  "not-finite": mark("broken off: no finite numbers"),
 };
 
 export function desk(options: DeskOptions): Desk {
@@ -89,24 +90,24 @@ export function desk(options: DeskOptions): Desk {
     attrs: { id: promptId, rows: 2, spellcheck: "false", dir: "auto" },
   });
   const promptLabel = h("label", { class: "gl-list-title", attrs: { for: promptId } });
-  const runButton = h("button", { class: "gl-run", text: "Run", attrs: { type: "button", title: "Ctrl+Enter" } });
-  const stopButton = h("button", { class: "gl-stop", text: "Stop", attrs: { type: "button", title: "Escape" } });
+  const runButton = h("button", { class: "gl-run", text: t("Run"), attrs: { type: "button", title: t("Ctrl+Enter") } });
+  const stopButton = h("button", { class: "gl-stop", text: t("Stop"), attrs: { type: "button", title: t("Escape") } });
   const status = h("span", { class: "gl-quiet gl-desk-status", attrs: { role: "status" } });
   const transcript = h("div", { class: "gl-turns" });
-  const forget = h("button", { text: "new chat", attrs: { type: "button" } });
+  const forget = h("button", { text: t("new chat"), attrs: { type: "button" } });
 
-  const edits = h("div", { class: "gl-edits", attrs: { role: "list", "aria-label": "Edits" } });
-  const empty = h("div", { class: "gl-quiet gl-desk-empty", text: "Add a feature to steer." });
+  const edits = h("div", { class: "gl-edits", attrs: { role: "list", "aria-label": t("Edits") } });
+  const empty = h("div", { class: "gl-quiet gl-desk-empty", text: t("Add a feature to steer.") });
   const addField = h("input", {
     class: "gl-add-field",
     attrs: {
       type: "text",
-      placeholder: "site/index, for example res.12/834",
-      "aria-label": "Feature to add",
+      placeholder: t("site/index, for example res.12/834"),
+      "aria-label": t("Feature to add"),
       size: 28,
     },
   });
-  const addButton = h("button", { text: "add feature", attrs: { type: "button" } });
+  const addButton = h("button", { text: t("add feature"), attrs: { type: "button" } });
   const addProblem = h("span", { class: "gl-add-problem", attrs: { role: "alert" } });
   const add = h("div", { class: "gl-add" }, addField, addButton, addProblem);
 
@@ -114,30 +115,33 @@ export function desk(options: DeskOptions): Desk {
   const offered = h("datalist", { attrs: { id: listId } });
   const colourField = h("input", {
     class: "gl-colour-field",
-    attrs: { type: "text", list: listId, placeholder: "no colour", size: 16 },
+    attrs: { type: "text", list: listId, placeholder: t("no colour"), size: 16 },
   });
   colourField.id = freshId("colour");
   const controls = h("input", { attrs: { type: "checkbox" } });
   controls.id = freshId("controls");
-  const code = h("button", { text: "copy as code", attrs: { type: "button" } });
+  const code = h("button", { text: t("copy as code"), attrs: { type: "button" } });
   const tools = h(
     "div",
     { class: "gl-desk-tools" },
-    h("label", { text: "colour by", attrs: { for: colourField.id } }),
+    h("label", { text: t("colour by"), attrs: { for: colourField.id } }),
     colourField,
     offered,
     h(
       "label",
       {
         class: "gl-check",
-        attrs: { title: "Is it the feature? A random direction of the same norm, and the sign flipped" },
+        attrs: { title: t("Is it the feature? A random direction of the same norm, and the sign flipped") },
       },
       controls,
-      " control rows",
+      ` ${t("control rows")}`,
     ),
     code,
   );
-  const codeText = h("textarea", { class: "gl-code-text", attrs: { readonly: true, rows: 8, "aria-label": "Code" } });
+  const codeText = h("textarea", {
+    class: "gl-code-text",
+    attrs: { readonly: true, rows: 8, "aria-label": t("Code") },
+  });
   codeText.hidden = true;
 
   const texts = h("div", { class: "gl-texts" });
@@ -149,10 +153,10 @@ export function desk(options: DeskOptions): Desk {
   }, signal);
   const fold = (name: string, open: boolean, ...inside: Node[]) =>
     h("details", { class: "gl-fold", attrs: { open } }, h("summary", { text: name }), ...inside);
-  const diffFold = fold("word by word", true, diff.el);
-  const doseFold = fold("dose strip", true, dose.el);
+  const diffFold = fold(t("word by word"), true, diff.el);
+  const doseFold = fold(t("dose strip"), true, dose.el);
   const moversFold = fold(
-    "largest movers: mean strength of the other features, default → steered, layer by layer",
+    t("largest movers: mean strength of the other features, default → steered, layer by layer"),
     false,
     movers.el,
   );
@@ -162,7 +166,7 @@ export function desk(options: DeskOptions): Desk {
     onChat: (value) => tell("sampling", "option", { name: "chat", value }),
     signal,
   });
-  const about = aboutLine("Ctrl+Enter runs · Esc stops · slider: ← → 0.05, Shift 0.5, Home End 0");
+  const about = aboutLine(t("Ctrl+Enter runs · Esc stops · slider: ← → 0.05, Shift 0.5, Home End 0"));
   const root = h(
     "div",
     { class: "gl-root gl-desk" },
@@ -262,13 +266,13 @@ export function desk(options: DeskOptions): Desk {
       views.set(arm.name, view);
       if (texts.children[place] !== view.el) texts.insertBefore(view.el, texts.children[place] ?? null);
       view.show({
-        title: ARM_NAMES[arm.name] ?? arm.name,
+        title: t(ARM_NAMES[arm.name] ?? arm.name),
         tokens: arm.tokens,
         shades: isBusy(run.state) ? null : (colour.arms[arm.name] ?? null),
         busy: busy && arm.stopped === null,
-        foot: [arm.stopped ? (ENDS[arm.stopped] ?? arm.stopped) : "", ...arm.notes].filter(Boolean),
+        foot: [arm.stopped ? t(ENDS[arm.stopped] ?? arm.stopped) : "", ...arm.notes].filter(Boolean),
         diverges: standard && arm !== standard ? divergence(standard.tokens, arm.tokens) : null,
-        nothing: run.state === "idle" ? "Press Run." : "No text.",
+        nothing: run.state === "idle" ? t("Press Run.") : t("No text."),
       });
     });
     texts.classList.toggle("gl-texts-one", shown.length === 1);
@@ -281,23 +285,23 @@ export function desk(options: DeskOptions): Desk {
   };
   const drawStatus = (run: Run) => {
     const most = Math.max(0, ...run.arms.map((arm) => arm.tokens.length));
-    const count = most === 1 ? "1 token" : `${most} tokens`;
+    const count = tn("{n} token", "{n} tokens", most);
     const words = {
       idle: "",
-      waiting: "waiting for the model",
-      running: `running, ${count}`,
-      finished: `finished, ${count}`,
-      stopped: `stopped after ${count}`,
-      failed: "failed",
+      waiting: t("waiting for the model"),
+      running: t("running, {count}", { count }),
+      finished: t("finished, {count}", { count }),
+      stopped: t("stopped after {count}", { count }),
+      failed: t("failed"),
     }[run.state];
     const sweeping = values.dose.get()?.state === "running" && !isBusy(run.state);
     const busy = isBusy(run.state) || sweeping;
-    const last = sweeping ? "sweeping" : (words ?? "");
+    const last = sweeping ? t("sweeping") : (words ?? "");
     // One busy shell answers no call, but its worker thread still sends tokens.
     const heard = performance.now() - lastNews < QUIET;
     const lost = isSilent && busy && !heard;
-    if (lost) status.textContent = `no answer from the kernel; last known: ${last}`;
-    else status.textContent = isSilent && busy ? `${last}; the kernel is busy, Stop must wait` : last;
+    if (lost) status.textContent = t("no answer from the kernel; last known: {last}", { last });
+    else status.textContent = isSilent && busy ? t("{last}; the kernel is busy, Stop must wait", { last }) : last;
     status.dataset.state = lost ? "unknown" : run.state;
     runButton.disabled = !on();
     stopButton.disabled = !on() || !busy;
@@ -315,7 +319,7 @@ export function desk(options: DeskOptions): Desk {
     const swept = values.dose.get();
     const row = values.rows.get().find((edit) => edit.key === swept?.key);
     doseFold.hidden = swept === null;
-    dose.show(swept, row?.feature ?? "this edit");
+    dose.show(swept, row?.feature ?? t("this edit"));
     drawRows();
     drawStatus(values.current.get());
   };
@@ -329,9 +333,9 @@ export function desk(options: DeskOptions): Desk {
       const answered = chats && values.current.get().state !== "idle";
       prompt.value = answered ? "" : given;
     }
-    promptLabel.textContent = chats ? "your message" : "prompt";
-    prompt.placeholder = chats ? "Say something to both" : "A text to continue";
-    runButton.textContent = chats ? "Send" : "Run";
+    promptLabel.textContent = chats ? t("your message") : t("prompt");
+    prompt.placeholder = chats ? t("Say something to both") : t("A text to continue");
+    runButton.textContent = chats ? t("Send") : t("Run");
   };
   const drawTurns = () => {
     const chats = values.chat.get();
@@ -346,8 +350,8 @@ export function desk(options: DeskOptions): Desk {
         h(
           "div",
           { class: "gl-answers" },
-          h("div", { text: turn.default, attrs: { dir: "auto", "aria-label": "default answer" } }),
-          h("div", { text: turn.steered, attrs: { dir: "auto", "aria-label": "steered answer" } }),
+          h("div", { text: turn.default, attrs: { dir: "auto", "aria-label": t("default answer") } }),
+          h("div", { text: turn.steered, attrs: { dir: "auto", "aria-label": t("steered answer") } }),
         ),
       ]),
       ...said.map((text) => h("div", { class: "gl-user", text, attrs: { dir: "auto" } })),
@@ -408,7 +412,7 @@ export function desk(options: DeskOptions): Desk {
         codeText.select();
         // Where the page may not write to the clipboard, the text stands there to be copied.
         await navigator.clipboard?.writeText(codeText.value);
-        messages.say("code", "The cell is on the clipboard.", "quiet");
+        messages.say("code", t("The cell is on the clipboard."), "quiet");
         setTimeout(() => messages.say("code", null), 4000);
       } catch (error) {
         if (codeText.hidden) onError("code", error);

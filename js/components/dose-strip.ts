@@ -3,10 +3,11 @@
 import { asToken, type Band, type Dose, type DoseRow, type NewToken } from "../core/desk";
 import { percentText, strengthText } from "../core/numbers";
 import { tokenName } from "../core/text";
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import "./dose-strip.css";
 
-const WORDS: Record<Band, string> = { none: "no effect", works: "works", breaks: "breaks" };
+const WORDS: Record<Band, string> = { none: mark("no effect"), works: mark("works"), breaks: mark("breaks") };
 
 export interface DoseStrip {
   el: HTMLElement;
@@ -17,7 +18,7 @@ export interface DoseStrip {
 export function doseStrip(onPick: (strength: number) => void, signal: AbortSignal): DoseStrip {
   const head = h("div", { class: "gl-quiet gl-dose-head", attrs: { role: "status" } });
   const body = h("tbody");
-  const safety = h("th", { text: "safety", attrs: { scope: "col" } });
+  const safety = h("th", { text: t("safety"), attrs: { scope: "col" } });
   const table = h(
     "table",
     { class: "gl-dose" },
@@ -27,22 +28,22 @@ export function doseStrip(onPick: (strength: number) => void, signal: AbortSigna
       h(
         "tr",
         {},
-        h("th", { text: "strength", attrs: { scope: "col", title: "as on the slider" } }),
-        h("th", { text: "band", attrs: { scope: "col" } }),
+        h("th", { text: t("strength"), attrs: { scope: "col", title: t("as on the slider") } }),
+        h("th", { text: t("band"), attrs: { scope: "col" } }),
         h("th", {
           text: "KL",
-          attrs: { scope: "col", title: "how far the predictions are from the default ones, nats per token" },
+          attrs: { scope: "col", title: t("how far the predictions are from the default ones, nats per token") },
         }),
         h("th", {
-          text: "surprise",
+          text: t("surprise"),
           attrs: {
             scope: "col",
-            title: "how unlikely the text is without this edit, nats per token: text that falls apart is",
+            title: t("how unlikely the text is without this edit, nats per token: text that falls apart is"),
           },
         }),
-        h("th", { text: "repeats", attrs: { scope: "col", title: "share of repeated runs of four tokens" } }),
+        h("th", { text: t("repeats"), attrs: { scope: "col", title: t("share of repeated runs of four tokens") } }),
         safety,
-        h("th", { text: "text", attrs: { scope: "col" } }),
+        h("th", { text: t("text"), attrs: { scope: "col" } }),
       ),
     ),
     body,
@@ -67,10 +68,10 @@ export function doseStrip(onPick: (strength: number) => void, signal: AbortSigna
       head.textContent =
         dose.error ??
         {
-          running: `${name}: running`,
-          finished: `${name}; the other edits as they are, one seed for all rows`,
-          stopped: `${name}: stopped`,
-          failed: `${name}: failed`,
+          running: t("{name}: running", { name }),
+          finished: t("{name}; the other edits as they are, one seed for all rows", { name }),
+          stopped: t("{name}: stopped", { name }),
+          failed: t("{name}: failed", { name }),
         }[dose.state];
       const scored = dose.rows.some((row) => row.safety !== null);
       safety.hidden = !scored;
@@ -92,7 +93,7 @@ function drawDefault(dose: Dose, tokens: NewToken[], scored: boolean): HTMLEleme
   return h(
     "tr",
     { class: "gl-quiet" },
-    h("th", { attrs: { scope: "row", colspan: 2 }, text: "without this edit" }),
+    h("th", { attrs: { scope: "row", colspan: 2 }, text: t("without this edit") }),
     ...figures(0, dose.surprise ?? null, dose.repetition ?? null),
     ...(scored ? [h("td")] : []),
     drawText(tokens, null),
@@ -106,7 +107,7 @@ function drawText(tokens: NewToken[], diverges: number | null): HTMLElement {
       class: i === diverges ? "gl-diverges" : diverges !== null && i < diverges ? "gl-quiet" : "",
       text: token.text.includes("\n") || token.text === "" ? tokenName(asToken(token)) : token.text,
     });
-    if (i === diverges) span.title = "the first token that differs from the default text";
+    if (i === diverges) span.title = t("the first token that differs from the default text");
     text.append(span);
   });
   return text;
@@ -122,14 +123,14 @@ function drawRow(row: DoseRow, scored: boolean): HTMLElement {
       h("button", {
         class: "gl-number",
         text: strengthText(row.strength).replace("-", "−"),
-        attrs: { type: "button", "data-strength": row.strength, title: "Set the slider to this strength" },
+        attrs: { type: "button", "data-strength": row.strength, title: t("Set the slider to this strength") },
       }),
     ),
     h(
       "td",
       { class: "gl-dose-band" },
       h("span", { class: `gl-dot gl-band-${row.band}`, attrs: { "aria-hidden": "true" } }),
-      row.band === "none" && row.diverges !== null ? "hardly any" : (WORDS[row.band] ?? "?"),
+      row.band === "none" && row.diverges !== null ? t("hardly any") : t(WORDS[row.band] ?? "?"),
     ),
     ...figures(row.kl, row.surprise, row.repetition),
     ...(scored ? [h("td", { class: "gl-number", text: row.safety === null ? "?" : row.safety.toFixed(2) })] : []),

@@ -17,6 +17,7 @@ import { percentText, rawText, strengthText } from "../core/numbers";
 import type { About } from "../core/picture";
 import type { Value } from "../core/synced";
 import { tokenName } from "../core/text";
+import { t } from "../core/words";
 import { ablationView } from "./ablation-view";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
@@ -99,19 +100,19 @@ export function featureCard(options: CardOptions): Card {
 
   // ---- head
   const messages = banner();
-  const back = button("←", "Back", () => quietly("go", "back"), { class: "gl-card-back" });
+  const back = button("←", t("Back"), () => quietly("go", "back"), { class: "gl-card-back" });
   const name = h("span", { class: "gl-card-name gl-number" });
-  const star = button("☆", "Star it", () => quietly("said", "starred", { value: !values.said.get().starred }));
+  const star = button("☆", t("Star it"), () => quietly("said", "starred", { value: !values.said.get().starred }));
   star.className = "gl-star";
   const place = h("span", { class: "gl-quiet gl-number" });
-  const previous = button("‹", "Previous feature", () => quietly("go", "previous"));
-  const next = button("›", "Next feature", () => quietly("go", "next"));
-  const random = button("random", "Any feature of this site that fires", () => quietly("go", "random"));
+  const previous = button("‹", t("Previous feature"), () => quietly("go", "previous"));
+  const next = button("›", t("Next feature"), () => quietly("go", "next"));
+  const random = button(t("random"), t("Any feature of this site that fires"), () => quietly("go", "random"));
   const field = h("input", {
     class: "gl-go-field",
-    attrs: { type: "text", placeholder: "go to, as res.12/834", "aria-label": "Go to a feature", size: 18 },
+    attrs: { type: "text", placeholder: t("go to, as res.12/834"), "aria-label": t("Go to a feature"), size: 18 },
   });
-  const steer = button("steer", "Steer with it", () => quietly("steer", "steer"));
+  const steer = button(t("steer"), t("Steer with it"), () => quietly("steer", "steer"));
   const page = h("a", { class: "gl-quiet", text: "Neuronpedia", attrs: { target: "_blank", rel: "noreferrer" } });
   field.addEventListener(
     "keydown",
@@ -146,20 +147,20 @@ export function featureCard(options: CardOptions): Card {
   const on = h("div", { class: "gl-card-on" });
   const axis = h("div", {
     class: "gl-quiet gl-card-axis",
-    text: "activation, raw (across) and tokens (up), both logarithmic",
+    text: t("activation, raw (across) and tokens (up), both logarithmic"),
   });
-  const fires = section("Where it fires", missing, stats, chart.el, axis, on);
+  const fires = section(t("Where it fires"), missing, stats, chart.el, axis, on);
 
   // ---- what it promotes
-  const promotes = h("div", { class: "gl-weighed", attrs: { role: "list", "aria-label": "Promoted tokens" } });
-  const suppresses = h("div", { class: "gl-weighed", attrs: { role: "list", "aria-label": "Suppressed tokens" } });
+  const promotes = h("div", { class: "gl-weighed", attrs: { role: "list", "aria-label": t("Promoted tokens") } });
+  const suppresses = h("div", { class: "gl-weighed", attrs: { role: "list", "aria-label": t("Suppressed tokens") } });
   const tokens = section(
-    "Tokens it promotes and suppresses",
+    t("Tokens it promotes and suppresses"),
     h(
       "div",
       { class: "gl-card-tokens" },
-      h("div", {}, h("div", { class: "gl-card-sub", text: "promotes" }), promotes),
-      h("div", {}, h("div", { class: "gl-card-sub", text: "suppresses" }), suppresses),
+      h("div", {}, h("div", { class: "gl-card-sub", text: t("promotes") }), promotes),
+      h("div", {}, h("div", { class: "gl-card-sub", text: t("suppresses") }), suppresses),
     ),
   );
 
@@ -170,7 +171,7 @@ export function featureCard(options: CardOptions): Card {
       rows: 2,
       dir: "auto",
       spellcheck: "false",
-      placeholder: "Type a text: the feature is read in it as you go.",
+      placeholder: t("Type a text: the feature is read in it as you go."),
     },
   });
   box.id = freshId("try");
@@ -196,8 +197,8 @@ export function featureCard(options: CardOptions): Card {
     },
     { signal },
   );
-  const trial = section("Try your own text", box, strip.el, verdict);
-  trial.querySelector("h3")?.replaceChildren(h("label", { text: "Try your own text", attrs: { for: box.id } }));
+  const trial = section(t("Try your own text"), box, strip.el, verdict);
+  trial.querySelector("h3")?.replaceChildren(h("label", { text: t("Try your own text"), attrs: { for: box.id } }));
   let pause: ReturnType<typeof setTimeout> | undefined;
   signal.addEventListener("abort", () => clearTimeout(pause), { once: true });
   const sendText = () => {
@@ -218,12 +219,12 @@ export function featureCard(options: CardOptions): Card {
 
   // ---- examples
   let by: "strongest" | "interval" = "strongest";
-  const tabs = h("div", { class: "gl-tabs", attrs: { role: "tablist", "aria-label": "Examples" } });
+  const tabs = h("div", { class: "gl-tabs", attrs: { role: "tablist", "aria-label": t("Examples") } });
   const kinds = ["strongest", "interval"] as const;
   const tabOf = kinds.map((kind) => {
     const tab = h("button", {
       class: "gl-tab",
-      text: kind === "strongest" ? "strongest" : "by interval of activation",
+      text: kind === "strongest" ? t("strongest") : t("by interval of activation"),
       attrs: { type: "button", role: "tab", "data-by": kind },
     });
     tab.addEventListener("click", () => pick(kind), { signal });
@@ -245,11 +246,11 @@ export function featureCard(options: CardOptions): Card {
     by = kind;
     drawExamples();
   };
-  const context = h("select", { class: "gl-context", attrs: { "aria-label": "Tokens around the peak" } });
+  const context = h("select", { class: "gl-context", attrs: { "aria-label": t("Tokens around the peak") } });
   for (const sides of CONTEXTS)
     context.append(
       h("option", {
-        text: sides === null ? "whole passage" : `${sides} tokens around`,
+        text: sides === null ? t("whole passage") : t("{n} tokens around", { n: sides }),
         attrs: { value: String(sides) },
       }),
     );
@@ -266,21 +267,21 @@ export function featureCard(options: CardOptions): Card {
     live,
     signal,
   });
-  const examples = section("Examples", h("div", { class: "gl-head" }, tabs, context, scale.el), list.el);
+  const examples = section(t("Examples"), h("div", { class: "gl-head" }, tabs, context, scale.el), list.el);
 
   // ---- other features
-  const own = featureLinks("Nearest in its own site", go, live, signal);
-  const others = featureLinks("Nearest in other sites", go, live, signal);
-  const together = featureLinks("Features that fire together", go, live, signal);
-  const compare = button("find them", "Reads the decoders of all open sites, which may take a while", () =>
+  const own = featureLinks(t("Nearest in its own site"), go, live, signal);
+  const others = featureLinks(t("Nearest in other sites"), go, live, signal);
+  const together = featureLinks(t("Features that fire together"), go, live, signal);
+  const compare = button(t("find them"), t("Reads the decoders of all open sites, which may take a while"), () =>
     quietly("near", "compare"),
   );
   const nearStatus = h("span", { class: "gl-quiet", attrs: { role: "status" } });
-  const ownPart = part("nearest in its own site (cosine of decoder rows)", own.el);
-  const othersPart = part("nearest in other sites", others.el);
-  const togetherPart = part("fires together with (share of tokens)", together.el);
+  const ownPart = part(t("nearest in its own site (cosine of decoder rows)"), own.el);
+  const othersPart = part(t("nearest in other sites"), others.el);
+  const togetherPart = part(t("fires together with (share of tokens)"), together.el);
   const family = section(
-    "Other features",
+    t("Other features"),
     h("div", { class: "gl-card-near" }, compare, nearStatus),
     h("div", { class: "gl-card-family" }, h("div", {}, ownPart, togetherPart), othersPart),
   );
@@ -291,11 +292,11 @@ export function featureCard(options: CardOptions): Card {
     live,
     signal,
   );
-  const ablation = section("What the model loses without it", loss.el);
+  const ablation = section(t("What the model loses without it"), loss.el);
 
   const under = below(() => quietly("steer", "unsteer"), signal);
 
-  const about = aboutLine(live ? "j next · k previous · r random · b back · s steer" : "saved picture");
+  const about = aboutLine(live ? t("j next · k previous · r random · b back · s steer") : t("saved picture"));
   const root = h(
     "div",
     { class: "gl-root gl-feature-card" },
@@ -350,21 +351,29 @@ export function featureCard(options: CardOptions): Card {
     const { evidence } = shown;
     const [site, index] = shown.feature.split("/");
     name.textContent = shown.feature;
-    place.textContent = shown.width ? `feature ${index} of ${whole(shown.width)} at ${site}` : "";
+    place.textContent = shown.width
+      ? t("feature {index} of {width} at {site}", { index, width: whole(shown.width), site })
+      : "";
     page.hidden = shown.neuronpedia === null;
     if (shown.neuronpedia?.startsWith("https://")) page.setAttribute("href", shown.neuronpedia);
     const dead = evidence !== null && evidence.fired === 0;
     missing.hidden = evidence !== null && !dead;
     missing.textContent = dead
-      ? `This feature never fires on the ${whole(evidence.tokens)} tokens of the index ${evidence.index}. It is dead, or rarer than this text shows.`
+      ? t(
+          "This feature never fires on the {tokens} tokens of the index {index}. It is dead, or rarer than this text shows.",
+          { tokens: whole(evidence.tokens), index: evidence.index },
+        )
       : shown.why;
     const facts: [string, string][] = [];
-    if (shown.density !== null) facts.push(["density", percentText(shown.density)]);
-    if (shown.maximum !== null) facts.push(["maximum", rawText(shown.maximum)]);
+    if (shown.density !== null) facts.push([t("density"), percentText(shown.density)]);
+    if (shown.maximum !== null) facts.push([t("maximum"), rawText(shown.maximum)]);
     if (evidence && !dead) {
-      facts.push(["mean when on", rawText(evidence.mean)]);
-      facts.push(["fires on", `${whole(evidence.fired)} of ${whole(evidence.tokens)} tokens`]);
-      facts.push(["index", evidence.index]);
+      facts.push([t("mean when on"), rawText(evidence.mean)]);
+      facts.push([
+        t("fires on"),
+        t("{some} of {all} tokens", { some: whole(evidence.fired), all: whole(evidence.tokens) }),
+      ]);
+      facts.push([t("index"), evidence.index]);
     }
     stats.replaceChildren(
       ...facts.map(([key, value]) =>
@@ -380,11 +389,14 @@ export function featureCard(options: CardOptions): Card {
     axis.hidden = chart.el.hidden;
     on.hidden = !evidence?.on.length;
     on.replaceChildren(
-      h("span", { class: "gl-quiet", text: "mostly on " }),
+      h("span", { class: "gl-quiet", text: `${t("mostly on")} ` }),
       ...(evidence?.on ?? []).map(([text, count]) =>
         h(
           "span",
-          { class: "gl-card-counted", attrs: { title: `${count} of ${evidence?.looked_at} firings looked at` } },
+          {
+            class: "gl-card-counted",
+            attrs: { title: t("{n} of {all} firings looked at", { n: count, all: evidence?.looked_at ?? 0 }) },
+          },
           chip(text),
           h("span", { class: "gl-quiet gl-number", text: percentText(count / Math.max(evidence?.looked_at ?? 0, 1)) }),
         ),
@@ -413,7 +425,10 @@ export function featureCard(options: CardOptions): Card {
           h(
             "div",
             {
-              attrs: { role: "listitem", title: logit === null ? undefined : `logit ${logit > 0 ? "+" : ""}${logit}` },
+              attrs: {
+                role: "listitem",
+                title: logit === null ? undefined : t("logit {value}", { value: `${logit > 0 ? "+" : ""}${logit}` }),
+              },
             },
             bar(key === "promotes" ? "strength" : "probability", Math.abs(logit ?? 0) / most),
             chip(text),
@@ -434,14 +449,21 @@ export function featureCard(options: CardOptions): Card {
       if (readable) {
         const most = maximum();
         strip.colour(Float32Array.from(one.acts, (value) => value / most));
-        strip.label(
-          (token) =>
-            `${tokenName(one.tokens[token])}, strength ${strengthText((one.acts[token] ?? 0) / most)}, raw ${rawText(one.acts[token] ?? 0)}`,
+        strip.label((token) =>
+          t("{token}, strength {strength}, raw {raw}", {
+            token: tokenName(one.tokens[token]),
+            strength: strengthText((one.acts[token] ?? 0) / most),
+            raw: rawText(one.acts[token] ?? 0),
+          }),
         );
         one.tokens.forEach((_, token) => {
           const value = one.acts[token] ?? 0;
           const at = strip.at(token);
-          if (at) at.title = value > 0 ? `${strengthText(value / most)}, raw ${rawText(value)}` : "off";
+          if (at)
+            at.title =
+              value > 0
+                ? t("{strength}, raw {raw}", { strength: strengthText(value / most), raw: rawText(value) })
+                : t("off");
         });
       }
       drawMarks();
@@ -450,7 +472,7 @@ export function featureCard(options: CardOptions): Card {
     trial.hidden = !live && !readable;
     if (one?.error && !waits) {
       verdict.textContent = one.error;
-    } else if (waits) verdict.textContent = live ? "reading…" : "";
+    } else if (waits) verdict.textContent = live ? t("reading…") : "";
     else if (!readable) verdict.textContent = "";
     else {
       const most = peakOf(one) ?? 0;
@@ -459,8 +481,14 @@ export function featureCard(options: CardOptions): Card {
       const ordinary = one.tokens.filter((token) => !token.special).length;
       verdict.textContent =
         most > 0
-          ? `strongest ${strengthText(most / maximum())} (raw ${rawText(most)}) on “${at ? tokenName(at) : ""}”, on at ${count} of ${ordinary} tokens`
-          : `silent on all ${ordinary} tokens`;
+          ? t("strongest {strength} (raw {raw}) on “{token}”, on at {count} of {all} tokens", {
+              strength: strengthText(most / maximum()),
+              raw: rawText(most),
+              token: at ? tokenName(at) : "",
+              count,
+              all: ordinary,
+            })
+          : t("silent on all {n} tokens", { n: ordinary });
     }
     verdict.classList.toggle("gl-try-error", Boolean(one?.error) && !waits);
   };
@@ -483,7 +511,7 @@ export function featureCard(options: CardOptions): Card {
     }
     const value = String(given.context);
     if (![...context.options].some((option) => option.value === value))
-      context.append(h("option", { text: `${value} tokens around`, attrs: { value } }));
+      context.append(h("option", { text: t("{n} tokens around", { n: value }), attrs: { value } }));
     context.value = value;
     list.show(given, maximum(), by);
     wantRest(given);
@@ -495,7 +523,10 @@ export function featureCard(options: CardOptions): Card {
     const more = values.more.get();
     const names = more.feature === shown.feature ? more.names : {};
     const cosines = (rows: [string, number][] = []) =>
-      rows.map(([feature, cosine]) => [feature, cosine, `cosine ${cosine.toFixed(3)}`] as [string, number, string]);
+      rows.map(
+        ([feature, cosine]) =>
+          [feature, cosine, t("cosine {value}", { value: cosine.toFixed(3) })] as [string, number, string],
+      );
     own.show(cosines(near?.own), names);
     others.show(cosines(near?.others), names);
     const companions = shown.evidence?.together ?? [];
@@ -503,7 +534,10 @@ export function featureCard(options: CardOptions): Card {
       companions.map(([feature, share, count]) => [
         feature,
         share,
-        `both on ${percentText(share)} of the tokens where one is (seen together ${whole(count)} times)`,
+        t("both on {share} of the tokens where one is (seen together {count} times)", {
+          share: percentText(share),
+          count: whole(count),
+        }),
       ]),
       names,
     );
@@ -512,8 +546,8 @@ export function featureCard(options: CardOptions): Card {
     othersPart.hidden = !near?.others.length;
     togetherPart.hidden = !companions.length;
     compare.hidden = !live || known || near?.state === "running";
-    const unknown = live ? "The nearest features by decoder cosine are not known yet." : "";
-    const states = { running: "comparing decoder rows…", failed: near?.error ?? "failed", known: "" };
+    const unknown = live ? t("The nearest features by decoder cosine are not known yet.") : "";
+    const states = { running: t("comparing decoder rows…"), failed: near?.error ?? t("failed"), known: "" };
     nearStatus.textContent = near ? states[near.state] : unknown;
     family.hidden = !live && ownPart.hidden && othersPart.hidden && togetherPart.hidden;
   };
@@ -526,7 +560,7 @@ export function featureCard(options: CardOptions): Card {
     said.show(given);
     star.textContent = given.starred ? "★" : "☆";
     star.setAttribute("aria-pressed", String(given.starred));
-    star.setAttribute("aria-label", given.starred ? "Starred: take the star away" : "Star it");
+    star.setAttribute("aria-label", given.starred ? t("Starred: take the star away") : t("Star it"));
   };
   const drawText = () => {
     // What is being typed is newer than what the kernel knows.
@@ -560,7 +594,7 @@ export function featureCard(options: CardOptions): Card {
   const drawTrail = () => {
     const trail = values.trail.get();
     back.disabled = !live || !trail.length;
-    back.title = trail.length ? `Back to ${trail.at(-1)}` : "Back";
+    back.title = trail.length ? t("Back to {feature}", { feature: trail.at(-1) ?? "" }) : t("Back");
   };
   values.trail.subscribe(drawTrail, signal);
   paint(values.palette.get());

@@ -3,6 +3,7 @@
 import type { Facts } from "../core/feature";
 import { rawText, strengthText } from "../core/numbers";
 import type { Active } from "../core/strengths";
+import { t, tn } from "../core/words";
 import { bar } from "./bar";
 import { closestNumber, h } from "./dom";
 import { chip } from "./text";
@@ -31,7 +32,7 @@ const PROMOTED = 5;
 
 export function featureList({ onSelect, onShown, facts, signal }: FeatureListCallbacks): FeatureList {
   const title = h("div", { class: "gl-list-title" });
-  const list = h("div", { class: "gl-list", attrs: { role: "listbox", "aria-label": "Features" } });
+  const list = h("div", { class: "gl-list", attrs: { role: "listbox", "aria-label": t("Features") } });
   const more = h("button", { class: "gl-more", attrs: { type: "button" } });
   const el = h("div", { class: "gl-list-box" }, title, list, more);
   let all: Active[] = [];
@@ -67,7 +68,11 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
           attrs: {
             role: "option",
             "data-feature": active.feature,
-            "aria-label": `feature ${active.feature}, strength ${strengthText(active.strength)}, raw ${rawText(active.raw)}`,
+            "aria-label": t("feature {feature}, strength {strength}, raw {raw}", {
+              feature: active.feature,
+              strength: strengthText(active.strength),
+              raw: rawText(active.raw),
+            }),
           },
         },
         h("span", { class: "gl-row-index gl-number", text: String(active.feature) }),
@@ -76,7 +81,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
         h("span", {
           class: "gl-number gl-quiet gl-row-raw",
           text: rawText(active.raw),
-          attrs: { title: "raw activation" },
+          attrs: { title: t("raw activation") },
         }),
         h("span", { class: "gl-row-name" }),
         promoted,
@@ -85,7 +90,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
     }
     list.replaceChildren(...[...rows.values()].map(({ row }) => row));
     more.hidden = all.length <= limit;
-    more.textContent = all.length === limit + 1 ? "1 weaker one" : `${all.length - limit} weaker ones`;
+    more.textContent = tn("{n} weaker one", "{n} weaker ones", all.length - limit);
     mark();
     fill();
     onShown(shown.map((active) => active.feature));

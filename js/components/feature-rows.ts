@@ -3,6 +3,7 @@
 import type { Facts } from "../core/feature";
 import { percentText, rawText, strengthText } from "../core/numbers";
 import type { Peak } from "../core/strengths";
+import { mark, t } from "../core/words";
 import { bar } from "./bar";
 import { closestNumber, h } from "./dom";
 import { chip } from "./text";
@@ -37,12 +38,12 @@ const ROW = 30;
 const SPARE = 6;
 const PROMOTED = 6;
 const HEADS: [column: Column | null, title: string, hint: string][] = [
-  ["feature", "feature", "index within the site"],
-  ["strength", "strength", "activation in units of the feature's own maximum"],
-  ["raw", "raw", "activation as the autoencoder gives it"],
-  ["token", "at token", "where it is strongest"],
-  ["density", "density", "share of all tokens where it is on"],
-  [null, "promotes", "tokens its direction makes likelier"],
+  ["feature", mark("feature"), mark("index within the site")],
+  ["strength", mark("strength"), mark("activation in units of the feature's own maximum")],
+  ["raw", mark("raw"), mark("activation as the autoencoder gives it")],
+  ["token", mark("at token"), mark("where it is strongest")],
+  ["density", mark("density"), mark("share of all tokens where it is on")],
+  [null, mark("promotes"), mark("tokens its direction makes likelier")],
 ];
 /** What a reader wants first: the large, and the early. */
 const DOWN_FIRST: Column[] = ["strength", "raw", "density"];
@@ -51,15 +52,21 @@ export function featureRows({ onSelect, onNeeded, facts, tokenText, signal }: Fe
   const head = h("div", { class: "gl-tr gl-thead", attrs: { role: "row" } });
   const heads = HEADS.map(([column, title, hint]) => {
     const cell = h("div", { class: `gl-th gl-td-${title.replace(" ", "-")}`, attrs: { role: "columnheader" } });
-    if (column === null) cell.append(h("span", { text: title, attrs: { title: hint } }));
-    else cell.append(h("button", { text: title, attrs: { type: "button", "data-column": column, title: hint } }));
+    if (column === null) cell.append(h("span", { text: t(title), attrs: { title: t(hint) } }));
+    else cell.append(h("button", { text: t(title), attrs: { type: "button", "data-column": column, title: t(hint) } }));
     return cell;
   });
   head.append(...heads);
   const space = h("div", { class: "gl-tspace", attrs: { role: "rowgroup" } });
   const scroller = h("div", { class: "gl-tscroll" }, space);
   const none = h("div", { class: "gl-quiet gl-none" });
-  const el = h("div", { class: "gl-table", attrs: { role: "grid", "aria-label": "Features" } }, head, scroller, none);
+  const el = h(
+    "div",
+    { class: "gl-table", attrs: { role: "grid", "aria-label": t("Features") } },
+    head,
+    scroller,
+    none,
+  );
 
   let all: Peak[] = [];
   let rows: Peak[] = [];
@@ -104,7 +111,7 @@ export function featureRows({ onSelect, onNeeded, facts, tokenText, signal }: Fe
     });
     el.setAttribute("aria-rowcount", String(rows.length + 1));
     space.style.height = `${rows.length * ROW}px`;
-    none.textContent = rows.length ? "" : all.length ? "No feature passes the filter." : "No feature is on.";
+    none.textContent = rows.length ? "" : all.length ? t("No feature passes the filter.") : t("No feature is on.");
     none.hidden = rows.length > 0;
     draw();
   };

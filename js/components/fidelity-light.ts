@@ -1,6 +1,7 @@
 /** The corner light: does this SAE fit this text? A word beside the colour, and the reason on request. */
 
 import type { Fidelity, Light } from "../core/fidelity";
+import { mark, t } from "../core/words";
 import { freshId, h } from "./dom";
 import "./fidelity-light.css";
 
@@ -11,10 +12,10 @@ export interface FidelityLight {
 }
 
 const WORDS: Record<Light, string> = {
-  green: "SAE fits",
-  amber: "SAE fits poorly",
-  red: "SAE does not fit",
-  unknown: "fit unknown",
+  green: mark("SAE fits"),
+  amber: mark("SAE fits poorly"),
+  red: mark("SAE does not fit"),
+  unknown: mark("fit unknown"),
 };
 
 export function fidelityLight(signal: AbortSignal): FidelityLight {
@@ -54,14 +55,14 @@ export function fidelityLight(signal: AbortSignal): FidelityLight {
       const known = typeof given === "object" && given !== null;
       button.dataset.light = known ? given.light : "none";
       if (known) {
-        words.textContent = WORDS[given.light];
-        reason.textContent = `${given.site}: ${given.reason}.`;
+        words.textContent = t(WORDS[given.light]);
+        reason.textContent = t("{site}: {reason}.", { site: given.site, reason: given.reason });
       } else {
-        words.textContent = given === "waiting" ? "measuring the fit…" : "fit not measured";
+        words.textContent = given === "waiting" ? t("measuring the fit…") : t("fit not measured");
         reason.textContent =
           given === "waiting"
-            ? "The kernel compares the tensor with what the SAE makes of it."
-            : "Whether the SAE fits this text was not measured; it needs a kernel with the loupe open.";
+            ? t("The kernel compares the tensor with what the SAE makes of it.")
+            : t("Whether the SAE fits this text was not measured; it needs a kernel with the loupe open.");
       }
       button.title = reason.textContent;
       // Bad news is not hidden behind a click.

@@ -4,6 +4,7 @@ import { opacity } from "../core/colour";
 import { asToken, type NewToken } from "../core/desk";
 import { percentText } from "../core/numbers";
 import { hasGap, tokenName, tokenPieces } from "../core/text";
+import { t } from "../core/words";
 import { h } from "./dom";
 import { fillPieces } from "./text";
 import "./token-strip.css";
@@ -43,7 +44,10 @@ export function generationView(kind: string): GenerationView {
     // While a character is not complete its pieces have no text; they are drawn when they have.
     if (token.text !== "" || token.bytes) fillPieces(span, tokenPieces(asToken(token), gap));
     if (token.logprob !== null)
-      span.title = `${tokenName(asToken(token))} · probability ${percentText(Math.exp(token.logprob))}`;
+      span.title = t("{token} · probability {share}", {
+        token: tokenName(asToken(token)),
+        share: percentText(Math.exp(token.logprob)),
+      });
     if (gap) text.append(" ");
     text.append(span);
     const breaks = token.special ? 0 : Math.min(token.text.split("\n").length - 1, 2);
@@ -55,7 +59,7 @@ export function generationView(kind: string): GenerationView {
     el,
     show({ title: name, tokens, shades, busy, foot: lines, diverges, nothing }) {
       title.textContent = name;
-      text.setAttribute("aria-label", `${name} text`);
+      text.setAttribute("aria-label", t("{name} text", { name }));
       text.setAttribute("aria-busy", String(busy));
       el.classList.toggle("gl-gen-busy", busy);
       // While a run begins the last text stays, pale, so that nothing jumps.

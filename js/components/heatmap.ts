@@ -5,6 +5,7 @@ import type { Picture } from "../core/picture";
 import { local } from "../core/synced";
 import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
+import { t } from "../core/words";
 import { aboutLine } from "./about";
 import { banner } from "./banner";
 import { type Below, below } from "./below";
@@ -14,7 +15,7 @@ import { fidelityLight } from "./fidelity-light";
 import { keys } from "./keys";
 import { legend } from "./legend";
 import { sitePicker } from "./site-picker";
-import { chip } from "./text";
+import { chip, sentence } from "./text";
 import { themed } from "./theme";
 import { guessRows, tokenCard } from "./token-card";
 import { tokenStrip } from "./token-strip";
@@ -46,13 +47,13 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
   const light = fidelityLight(signal);
   const key = legend((name) => palette.set(name), signal);
   const card = tooltip();
-  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Clear (Escape)" } });
+  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: t("Clear (Escape)") } });
   const settle = (answer: Promise<unknown>) =>
     answer.then(
       () => onError("card", null),
       (error) => onError("card", error),
     );
-  const opener = h("button", { class: "gl-opener", text: "card", attrs: { type: "button" } });
+  const opener = h("button", { class: "gl-opener", text: t("card"), attrs: { type: "button" } });
   opener.addEventListener("click", () => openCard(), { signal });
   const openCard = () => {
     const { feature } = selection.get();
@@ -68,7 +69,7 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
     signal,
   });
   const side = h("div", { class: "gl-side" }, list.el, next);
-  const about = aboutLine("← → tokens · j k features · c card · [ ] sites · Esc clears");
+  const about = aboutLine(t("← → tokens · j k features · c card · [ ] sites · Esc clears"));
   const live = h("div", { class: "gl-unseen", attrs: { role: "status", "aria-live": "polite" } });
   const root = h(
     "div",
@@ -98,18 +99,28 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
 
   const label = (token: number): string => {
     const { tokens, strengths } = picture as Picture;
-    const start = `token ${token + 1} of ${tokens.length}, '${spoken(tokens[token])}'`;
-    if (tokens[token].special) return `${start}, special`;
+    const start = t("token {n} of {all}, '{token}'", {
+      n: token + 1,
+      all: tokens.length,
+      token: spoken(tokens[token]),
+    });
+    if (tokens[token].special) return t("{start}, special", { start });
     if (!strengths) return start;
     const feature = choice.feature();
     if (feature !== null) {
       const active = strengths.one(token, feature);
       return active
-        ? `${start}, feature ${feature} at ${spokenStrength(active)}`
-        : `${start}, feature ${feature} is off`;
+        ? t("{start}, feature {feature} at {strength}", { start, feature, strength: spokenStrength(active) })
+        : t("{start}, feature {feature} is off", { start, feature });
     }
     const top = strengths.top(token);
-    return top ? `${start}, strongest feature ${top.feature} at ${spokenStrength(top)}` : `${start}, no feature is on`;
+    return top
+      ? t("{start}, strongest feature {feature} at {strength}", {
+          start,
+          feature: top.feature,
+          strength: spokenStrength(top),
+        })
+      : t("{start}, no feature is on", { start });
   };
 
   const drawColours = () => {
@@ -121,23 +132,26 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
     clear.hidden = feature === null;
     clear.textContent = feature === null ? "" : `${selection.get().feature} ×`;
     opener.hidden = clear.hidden || !picture?.live;
-    opener.setAttribute("aria-label", `Card of ${selection.get().feature}`);
-    opener.title = "What does this feature mean? Opens its card";
-    clear.setAttribute("aria-label", `Feature ${selection.get().feature} colours the text. Clear`);
-    if (!strengths) key.show(picture?.site ? "" : "no site open: tokens and guesses only", null);
+    opener.setAttribute("aria-label", t("Card of {feature}", { feature: selection.get().feature ?? "" }));
+    opener.title = t("What does this feature mean? Opens its card");
+    clear.setAttribute(
+      "aria-label",
+      t("Feature {feature} colours the text. Clear", { feature: selection.get().feature ?? "" }),
+    );
+    if (!strengths) key.show(picture?.site ? "" : t("no site open: tokens and guesses only"), null);
     else if (feature === null)
       key.show(
         strengths.someUnknown
-          ? "strongest feature on each token; where a maximum is unknown, its largest value in this text is 1.0"
-          : "strongest feature on each token; 1.0 = that feature's own maximum",
+          ? t("strongest feature on each token; where a maximum is unknown, its largest value in this text is 1.0")
+          : t("strongest feature on each token; 1.0 = that feature's own maximum"),
         ["0", "1.0"],
       );
     else {
       const maximum = strengths.maximum(feature);
       const raw = rawText(strengths.scale(feature));
       if (Number.isNaN(maximum))
-        key.show("maximum unknown: scaled by the largest value in this text", ["0", `raw ${raw}`]);
-      else key.show("strength; 1.0 = the feature's own maximum", ["0", `1.0 (raw ${raw})`]);
+        key.show(t("maximum unknown: scaled by the largest value in this text"), ["0", t("raw {raw}", { raw })]);
+      else key.show(t("strength; 1.0 = the feature's own maximum"), ["0", t("1.0 (raw {raw})", { raw })]);
     }
   };
 
@@ -153,20 +167,20 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
       list.el.hidden = strengths === null;
       if (strengths && token !== null)
         list.show(
-          ["on at ", chip(name), ` · position ${token}`],
+          sentence(t("on at {token} · position {position}", { position: token }), { token: chip(name) }),
           strengths.at(token),
-          tokens[token].special ? "Special tokens are left out." : "No feature is on here.",
+          tokens[token].special ? t("Special tokens are left out.") : t("No feature is on here."),
         );
       else if (strengths)
         list.show(
-          ["strongest in the text"],
+          [t("strongest in the text")],
           strengths.peaks().slice(0, LONGEST_LIST),
-          "No feature is on in this text.",
+          t("No feature is on in this text."),
         );
       const expected = token === null ? [] : (guesses?.[token] ?? []);
       next.hidden = expected.length === 0;
       next.replaceChildren(
-        h("div", { class: "gl-list-title" }, "the model expects after ", chip(name)),
+        h("div", { class: "gl-list-title" }, ...sentence(t("the model expects after {token}"), { token: chip(name) })),
         guessRows(expected),
       );
       side.hidden = strengths === null && next.hidden;
@@ -216,9 +230,10 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
     const token = choice.token();
     const feature = choice.feature();
     const parts = [];
-    if (token !== null && picture) parts.push(`token ${token + 1}, '${spoken(picture.tokens[token])}', selected`);
-    if (feature !== null) parts.push(`text coloured by feature ${feature}`);
-    live.textContent = parts.join("; ") || "nothing selected";
+    if (token !== null && picture)
+      parts.push(t("token {n}, '{token}', selected", { n: token + 1, token: spoken(picture.tokens[token]) }));
+    if (feature !== null) parts.push(t("text coloured by feature {feature}", { feature }));
+    live.textContent = parts.join("; ") || t("nothing selected");
   };
 
   hover.subscribe(drawCard, signal);
@@ -293,7 +308,7 @@ export function heatmap(options: HeatmapOptions): View & { below: Below } {
       drawColours();
       wantLight();
       drawLight();
-      if (otherSite) live.textContent = given.site ? `site ${given.site}` : "no site open";
+      if (otherSite) live.textContent = given.site ? t("site {site}", { site: given.site }) : t("no site open");
     },
   };
 }
@@ -304,5 +319,5 @@ function spoken(token: Token): string {
 }
 
 function spokenStrength(active: { strength: number; raw: number }): string {
-  return Number.isNaN(active.strength) ? `raw ${rawText(active.raw)}` : strengthText(active.strength);
+  return Number.isNaN(active.strength) ? t("raw {raw}", { raw: rawText(active.raw) }) : strengthText(active.strength);
 }

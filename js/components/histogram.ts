@@ -1,6 +1,7 @@
 /** How often a feature fires how strongly: both axes logarithmic, with a line at its threshold and one at a text. */
 
 import { rawText } from "../core/numbers";
+import { t, tn } from "../core/words";
 import { h } from "./dom";
 import "./histogram.css";
 
@@ -102,8 +103,14 @@ export function histogram(): Histogram {
           rx: 1.5,
           class: "gl-histogram-bar",
         });
-        const tokens = value === 1 ? "1 token" : `${count(value)} tokens`;
-        bar.append(svg("title", {}, `${rawText(edges[i])} to ${rawText(edges[i + 1])}: ${tokens}`));
+        const tokens = tn("{count} token", "{count} tokens", value, { count: count(value) });
+        bar.append(
+          svg(
+            "title",
+            {},
+            t("{low} to {high}: {tokens}", { low: rawText(edges[i]), high: rawText(edges[i + 1]), tokens }),
+          ),
+        );
         bars.append(bar);
       });
       // Powers of ten would often give one label; the ends and the middle always give three.
@@ -122,15 +129,21 @@ export function histogram(): Histogram {
       const total = counts.reduce((sum, value) => sum + value, 0);
       picture.setAttribute(
         "aria-label",
-        `Histogram of ${count(total)} activations from ${rawText(low)} to ${rawText(high)}, maximum ${rawText(interval)}`,
+        t("Histogram of {n} activations from {low} to {high}, maximum {maximum}", {
+          n: count(total),
+          low: rawText(low),
+          high: rawText(high),
+          maximum: rawText(interval),
+        }),
       );
     },
     mark({ threshold, text, token }) {
       lines.replaceChildren();
       if (!known) return;
       // A feature is never on below its threshold, so the axis may begin there or above.
-      if (threshold !== null && threshold > 0) line(threshold, `threshold ${rawText(threshold)}`, "threshold");
-      if (text !== null && text > 0) line(text, `your text ${rawText(text)}`, "own");
+      if (threshold !== null && threshold > 0)
+        line(threshold, t("threshold {value}", { value: rawText(threshold) }), "threshold");
+      if (text !== null && text > 0) line(text, t("your text {value}", { value: rawText(text) }), "own");
       if (token !== null && token > 0) line(token, "", "token");
     },
   };

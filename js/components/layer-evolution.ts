@@ -9,6 +9,7 @@ import type { About } from "../core/picture";
 import type { Value } from "../core/synced";
 import { tokenName, visibleText } from "../core/text";
 import type { Token } from "../core/token";
+import { mark, t } from "../core/words";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
 import { type Below, below as belowView } from "./below";
@@ -69,11 +70,11 @@ export interface EvolutionView {
 /** Milliseconds without a move after which the kernel is told where one is. */
 const REST = 300;
 const MEASURES: [name: string, text: string][] = [
-  ["concept", "the followed feature"],
-  ["l0", "L0: features on"],
-  ["norm", "norm"],
-  ["fvu", "FVU: what the SAE misses"],
-  ["entropy", "entropy of the guess, nats"],
+  ["concept", mark("the followed feature")],
+  ["l0", mark("L0: features on")],
+  ["norm", mark("norm")],
+  ["fvu", mark("FVU: what the SAE misses")],
+  ["entropy", mark("entropy of the guess, nats")],
 ];
 
 export function layerEvolution(options: EvolutionOptions): EvolutionView {
@@ -113,28 +114,28 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   const button = (text: string, more: Record<string, string> = {}) =>
     h("button", { text, attrs: { type: "button", ...more } });
   const tabs = (["layers", "grid"] as const).map((name) => {
-    const one = button(name === "layers" ? "layers" : "grid", { role: "radio" });
+    const one = button(name === "layers" ? t("layers") : t("grid"), { role: "radio" });
     one.addEventListener("click", () => view.set(name), { signal });
     return [name, one] as const;
   });
   const views = h(
     "span",
-    { class: "gl-switch", attrs: { role: "radiogroup", "aria-label": "View" } },
+    { class: "gl-switch", attrs: { role: "radiogroup", "aria-label": t("View") } },
     ...tabs.map(([, one]) => one),
   );
-  const bands = h("span", { class: "gl-switch gl-bands", attrs: { role: "group", "aria-label": "Bands" } });
-  const measure = h("select", { attrs: { "aria-label": "Measure" } });
-  measure.append(...MEASURES.map(([name, text]) => h("option", { text, attrs: { value: name } })));
-  const kindChoice = h("select", { attrs: { "aria-label": "Kind of site" } });
-  const target = h("select", { class: "gl-target", attrs: { "aria-label": "Keep only what leads to" } });
-  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: "Follow no feature (Escape)" } });
+  const bands = h("span", { class: "gl-switch gl-bands", attrs: { role: "group", "aria-label": t("Bands") } });
+  const measure = h("select", { attrs: { "aria-label": t("Measure") } });
+  measure.append(...MEASURES.map(([name, text]) => h("option", { text: t(text), attrs: { value: name } })));
+  const kindChoice = h("select", { attrs: { "aria-label": t("Kind of site") } });
+  const target = h("select", { class: "gl-target", attrs: { "aria-label": t("Keep only what leads to") } });
+  const clear = h("button", { class: "gl-clear", attrs: { type: "button", title: t("Follow no feature (Escape)") } });
   const saves = saveButtons(take, (error) => onError("save", error), signal);
   const special = h("div", { class: "gl-quiet gl-plot-note" });
   const scroller = h("div", { class: "gl-plot-scroll", attrs: { tabindex: -1 } });
   scroller.append(plot.el, strip.el);
   const layersBox = h("div", {}, special, scroller);
   const gridBox = h("div", {}, grid.el);
-  const about = aboutLine("← → tokens · Tab then arrows: features · Enter follows · c card · Esc clears");
+  const about = aboutLine(t("← → tokens · Tab then arrows: features · Enter follows · c card · Esc clears"));
   const side = h("div", { class: "gl-inspect" });
   const leads = h("div", { class: "gl-leads" });
   const below = belowView(() => options.closeCard().catch((error) => onError("card", error)), signal);
@@ -235,12 +236,12 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     });
     if (plot.frame) strip.show({ evolution, token, kinds, frame: plot.frame, target: found()?.target.token ?? null });
     special.textContent = tokens[token]?.special
-      ? "A special token: the SAEs were not trained on it, so its features are not shown."
+      ? t("A special token: the SAEs were not trained on it, so its features are not shown.")
       : evolution.holds(token)
         ? edges && edges.size === 0
-          ? "Nothing at this token is among the strongest sources; the coloured tokens have some."
+          ? t("Nothing at this token is among the strongest sources; the coloured tokens have some.")
           : ""
-        : "The features of this token are not in this saved picture; save_html keeps all.";
+        : t("The features of this token are not in this saved picture; save_html keeps all.");
     special.hidden = special.textContent === "";
   }
   function drawGrid(given: Shown): void {
@@ -250,12 +251,12 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const kind =
       what === "concept" ? (feature?.split(".")[0] ?? "res") : kindChoice.value || evolution.kinds[0] || "res";
     const rows = what === "concept" ? conceptRows(evolution, feature) : measureRows(evolution, what, kind);
-    const name = MEASURES.find(([one]) => one === what)?.[1] ?? what;
+    const name = t(MEASURES.find(([one]) => one === what)?.[1] ?? what);
     special.hidden = true;
     messages.say(
       "concept",
       what === "concept" && !feature
-        ? "Follow a feature to see it in all layers: choose a block among the layers."
+        ? t("Follow a feature to see it in all layers: choose a block among the layers.")
         : null,
       "quiet",
     );
@@ -263,7 +264,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       tokens,
       rows,
       full: what === "concept" ? 1 : null,
-      unit: what === "concept" ? "of its own maximum" : name,
+      unit: what === "concept" ? t("of its own maximum") : name,
       log: what === "norm",
       hue: hues[kind] ?? PALETTES.grey.light,
       selected: token,
@@ -310,7 +311,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       for (const layer of [...evolution.guessed].reverse())
         rows.push({
           layer,
-          name: `layer ${layer}`,
+          name: t("layer {n}", { n: layer }),
           values: Float32Array.from(guesses, (one) => one.get(layer) ?? Number.NaN),
         });
       return rows;
@@ -339,15 +340,22 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
         h("span", { class: "gl-card-token", text: block.name }),
         h("span", {
           class: "gl-number",
-          text: Number.isNaN(block.strength) ? "maximum unknown" : `strength ${strengthText(block.strength)}`,
+          text: Number.isNaN(block.strength)
+            ? t("maximum unknown")
+            : t("strength {strength}", { strength: strengthText(block.strength) }),
         }),
-        h("span", { class: "gl-quiet gl-number", text: `raw ${rawText(block.raw)}` }),
+        h("span", { class: "gl-quiet gl-number", text: t("raw {raw}", { raw: rawText(block.raw) }) }),
       ),
-      h("div", { class: text ? "gl-inspect-name" : "gl-quiet", text: text || "no label", attrs: { dir: "auto" } }),
+      h("div", { class: text ? "gl-inspect-name" : "gl-quiet", text: text || t("no label"), attrs: { dir: "auto" } }),
     ];
     if (edge) {
-      const measured = edge.measured === null ? "" : `, measured ${signed(edge.measured)}`;
-      const text = `${edge.effect < 0 ? "lowers" : "raises"} the target by ${signed(edge.effect)}${measured}`;
+      const effect = signed(edge.effect);
+      const moved =
+        edge.effect < 0
+          ? t("lowers the target by {effect}", { effect })
+          : t("raises the target by {effect}", { effect });
+      const text =
+        edge.measured === null ? moved : t("{moved}, measured {effect}", { moved, effect: signed(edge.measured) });
       parts.push(h("div", { class: "gl-number", text }));
     }
     if (facts?.promotes.length)
@@ -355,7 +363,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
         h(
           "div",
           { class: "gl-inspect-chips" },
-          h("span", { class: "gl-quiet", text: "promotes" }),
+          h("span", { class: "gl-quiet", text: t("promotes") }),
           ...facts.promotes.slice(0, 6).map(([one]) => chip(one)),
         ),
       );
@@ -365,21 +373,28 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const content = h("div", {}, ...summary(block));
     const chain = column?.chainOf.get(block.name);
     const at = chain?.blocks.indexOf(block) ?? -1;
-    for (const [ribbon, words] of [
-      [chain?.ribbons[at - 1], "from"],
-      [chain?.ribbons[at], "goes on as"],
+    for (const [ribbon, before] of [
+      [chain?.ribbons[at - 1], true],
+      [chain?.ribbons[at], false],
     ] as const)
       if (ribbon)
         content.append(
           h("div", {
             class: "gl-quiet gl-number",
-            text: `${words} ${(words === "from" ? ribbon.source : ribbon.target).name}: ${alike(ribbon)}`,
+            text: before
+              ? t("from {feature}: {alike}", { feature: ribbon.source.name, alike: alike(ribbon) })
+              : t("goes on as {feature}: {alike}", { feature: ribbon.target.name, alike: alike(ribbon) }),
           }),
         );
     card.show(anchor as HTMLElement, content);
   }
   const alike = ({ cosine, coactivation }: { cosine: number; coactivation: number }) =>
-    `cosine ${cosine.toFixed(2)}, ${Number.isNaN(coactivation) ? "co-activation not known" : `fire together on ${percentText(coactivation)} of their tokens`}`;
+    Number.isNaN(coactivation)
+      ? t("cosine {cosine}, co-activation not known", { cosine: cosine.toFixed(2) })
+      : t("cosine {cosine}, fire together on {share} of their tokens", {
+          cosine: cosine.toFixed(2),
+          share: percentText(coactivation),
+        });
   const ribbonCard = (ribbon: Ribbon) =>
     h(
       "div",
@@ -401,17 +416,23 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       h(
         "div",
         { class: "gl-card-head" },
-        h("span", { class: "gl-card-token", text: `after layer ${layer}` }),
-        h("span", { class: "gl-quiet gl-number", text: guess ? `entropy ${guess.entropy.toFixed(2)} nats` : "" }),
+        h("span", { class: "gl-card-token", text: t("after layer {n}", { n: layer }) }),
+        h("span", {
+          class: "gl-quiet gl-number",
+          text: guess ? t("entropy {value} nats", { value: guess.entropy.toFixed(2) }) : "",
+        }),
       ),
     );
     if (guess) content.append(guessRows(guess.tokens.map(({ text, probability }) => [text, probability])));
     evolution.sites.forEach((site, i) => {
       if (site.layer !== layer) return;
       const { l0, norm, fvu } = evolution.measures(token, i);
-      const missed = Number.isNaN(fvu) ? "" : ` · FVU ${fvu.toFixed(3)}`;
+      const missed = Number.isNaN(fvu) ? "" : ` · ${"FVU"} ${fvu.toFixed(3)}`;
       content.append(
-        h("div", { class: "gl-quiet gl-number", text: `${site.name}: L0 ${l0} · norm ${rawText(norm)}${missed}` }),
+        h("div", {
+          class: "gl-quiet gl-number",
+          text: `${t("{site}: L0 {l0} · norm {norm}", { site: site.name, l0, norm: rawText(norm) })}${missed}`,
+        }),
       );
     });
     return content;
@@ -423,7 +444,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     side.hidden = feature === null;
     clear.hidden = feature === null;
     clear.textContent = feature === null ? "" : `${feature} ×`;
-    clear.setAttribute("aria-label", `Following ${feature}. Follow none`);
+    clear.setAttribute("aria-label", t("Following {feature}. Follow none", { feature: feature ?? "" }));
     if (feature === null || !shown || !column) return;
     const { evolution } = shown;
     const parsed = parseFeature(feature);
@@ -437,9 +458,16 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       here[0],
     );
     const story = here.length
-      ? `at this token from ${here[0].split("/")[0]} to ${here[here.length - 1].split("/")[0]}, strongest in ${strongest.split("/")[0]}`
-      : "not among the strongest features of this token";
-    const path = h("div", { class: "gl-inspect-path", attrs: { role: "group", "aria-label": "Through the layers" } });
+      ? t("at this token from {first} to {last}, strongest in {best}", {
+          first: here[0].split("/")[0],
+          last: here[here.length - 1].split("/")[0],
+          best: strongest.split("/")[0],
+        })
+      : t("not among the strongest features of this token");
+    const path = h("div", {
+      class: "gl-inspect-path",
+      attrs: { role: "group", "aria-label": t("Through the layers") },
+    });
     trail.forEach((one, i) => {
       if (i > 0) {
         const joint = evolution.joint(trail[i - 1], one);
@@ -454,9 +482,9 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       step.addEventListener("click", () => follow(one));
       path.append(step);
     });
-    const cardButton = button("open its card", { class: "gl-open-card" });
+    const cardButton = button(t("open its card"), { class: "gl-open-card" });
     cardButton.addEventListener("click", () => openCard(feature));
-    const raised = button("what raised it here", { class: "gl-raised" });
+    const raised = button(t("what raised it here"), { class: "gl-raised" });
     raised.disabled = !block;
     raised.addEventListener("click", () => attribute(feature));
     const offered = [cardButton, raised];
@@ -489,14 +517,25 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     leads.hidden = led === null;
     if (!led) return;
     const name = led.target.feature ?? `'${visibleText(led.target.text)}'`;
-    const unit = led.target.feature === null ? "logit" : "activation";
-    const all = button("show all features", { class: "gl-lead-clear" });
+    const unit = led.target.feature === null ? t("logit") : t("activation");
+    const all = button(t("show all features"), { class: "gl-lead-clear" });
     all.addEventListener("click", () => attribute(null));
-    const check = button("check by taking the 5 strongest out", { class: "gl-lead-check" });
+    const check = button(t("check by taking the 5 strongest out"), { class: "gl-lead-check" });
     check.addEventListener("click", () => busy("attribution", check, options.check(5)));
     leads.replaceChildren(
       h("span", {
-        text: `Only what leads to ${name} (${unit} ${rawText(led.value)}): the ${led.edges.length} strongest of ${led.effects.toLocaleString("en")} effects carry ${percentText(led.explained)} of their sum, what the SAEs miss ${percentText(led.error)}. Dashed outlines lower it; tokens are coloured by what starts there.`,
+        text: t(
+          "Only what leads to {target} ({unit} {value}): the {n} strongest of {all} effects carry {explained} of their sum, what the SAEs miss {error}. Dashed outlines lower it; tokens are coloured by what starts there.",
+          {
+            target: name,
+            unit,
+            value: rawText(led.value),
+            n: led.edges.length,
+            all: led.effects.toLocaleString("en"),
+            explained: percentText(led.explained),
+            error: percentText(led.error),
+          },
+        ),
       }),
       ...(live ? [check, all] : [all]),
       ...led.notes.map((note) => h("span", { class: "gl-quiet", text: note })),
@@ -509,7 +548,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const led = found();
     const choices = (last?.tokens ?? []).map(({ id, text, probability }) =>
       h("option", {
-        text: `leads to '${visibleText(text)}' ${percentText(probability)}`,
+        text: t("leads to {target} {share}", { target: `'${visibleText(text)}'`, share: percentText(probability) }),
         attrs: { value: String(id) },
       }),
     );
@@ -517,19 +556,19 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const extra = other
       ? [
           h("option", {
-            text: `leads to ${led.target.feature ?? `'${visibleText(led.target.text)}'`}`,
+            text: t("leads to {target}", { target: led.target.feature ?? `'${visibleText(led.target.text)}'` }),
             attrs: { value: "led" },
           }),
         ]
       : [];
-    target.replaceChildren(h("option", { text: "all features", attrs: { value: "" } }), ...extra, ...choices);
+    target.replaceChildren(h("option", { text: t("all features"), attrs: { value: "" } }), ...extra, ...choices);
     target.value = led ? (other ? "led" : String(led.target.token)) : "";
     target.hidden = view.get() !== "layers" || (!led && (!live || !choices.length));
   }
   function busy(subject: string, el: HTMLButtonElement | HTMLSelectElement, answer: Promise<unknown>): void {
     el.disabled = true;
     root.setAttribute("aria-busy", "true");
-    messages.say("working", "The kernel computes that: one pass of the model, and one back.", "quiet");
+    messages.say("working", t("The kernel computes that: one pass of the model, and one back."), "quiet");
     answer
       .then(() => onError(subject, null))
       .catch((error) => onError(subject, error))
@@ -559,7 +598,10 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   function tell(): void {
     if (!shown?.tokens[token]) return;
     const feature = followed();
-    said.textContent = `token ${token + 1}, '${tokenName(shown.tokens[token])}'${feature ? `, following ${feature} ${nameOf(feature)}` : ""}`;
+    const at = { n: token + 1, token: tokenName(shown.tokens[token]) };
+    said.textContent = feature
+      ? t("token {n}, '{token}', following {feature} {name}", { ...at, feature, name: nameOf(feature) })
+      : t("token {n}, '{token}'", at);
   }
 
   // ---- controls
@@ -602,7 +644,11 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     const name = `layers-${tokenName(shown.tokens[token]).replace(/[^\p{L}\p{N}]+/gu, "") || token}`;
     const style = getComputedStyle(root);
     const paper = style.getPropertyValue("--gl-paper").trim() || "#fff";
-    const title = `'${tokenName(shown.tokens[token])}', position ${token} · ${shown.about?.model ?? ""}`;
+    const title = t("'{token}', position {position} · {model}", {
+      token: tokenName(shown.tokens[token]),
+      position: token,
+      model: shown.about?.model ?? "",
+    });
     if (view.get() === "layers") return { picture: standalone([plot.el, strip.el], title, paper), name };
     const made = grid.picture();
     if (!made) return null;
@@ -732,25 +778,25 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       bands.replaceChildren(
         ...given.evolution.kinds.map((kind) =>
           h("button", {
-            text: BANDS.find(([one]) => one === kind)?.[1] ?? kind,
+            text: t(BANDS.find(([one]) => one === kind)?.[1] ?? kind),
             attrs: { type: "button", "data-kind": kind },
           }),
         ),
       );
       kindChoice.replaceChildren(
         ...given.evolution.kinds.map((kind) =>
-          h("option", { text: BANDS.find(([one]) => one === kind)?.[1] ?? kind, attrs: { value: kind } }),
+          h("option", { text: t(BANDS.find(([one]) => one === kind)?.[1] ?? kind), attrs: { value: kind } }),
         ),
       );
       if (!same) scrubber.setTokens(given.tokens);
       const unknown = given.evolution.someUnknown
-        ? ["Dashed blocks: maximum unknown, sized by the largest value in this text."]
+        ? [t("Dashed blocks: maximum unknown, sized by the largest value in this text.")]
         : [];
       const notes = [...given.evolution.notes, ...unknown].join(" ");
       messages.say("notes", notes || null, "quiet");
       messages.say(
         "empty",
-        given.evolution.sites.length ? null : "No site is open: there is only the model's guess.",
+        given.evolution.sites.length ? null : t("No site is open: there is only the model's guess."),
         "quiet",
       );
       about.show(given.about);

@@ -3,6 +3,7 @@
 import { opacity, type Rgb } from "../core/colour";
 import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
+import { t } from "../core/words";
 import { h } from "./dom";
 import { svg } from "./svg";
 import "./layer-grid.css";
@@ -126,8 +127,15 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
     if (!shown || !one || !shown.tokens[token]) return;
     const value = one.values?.[token] ?? Number.NaN;
     const number =
-      one.values === null ? "not open, or without a match" : Number.isFinite(value) ? value.toPrecision(3) : "–";
-    said.textContent = `layer ${one.layer} (${one.name}) at '${tokenName(shown.tokens[token])}', position ${token}: ${number} ${Number.isFinite(value) ? shown.unit : ""}`;
+      one.values === null ? t("not open, or without a match") : Number.isFinite(value) ? value.toPrecision(3) : "–";
+    said.textContent = t("layer {layer} ({site}) at '{token}', position {position}: {value} {unit}", {
+      layer: one.layer,
+      site: one.name,
+      token: tokenName(shown.tokens[token]),
+      position: token,
+      value: number,
+      unit: Number.isFinite(value) ? shown.unit : "",
+    });
   };
   const under = (event: PointerEvent | MouseEvent): [token: number, row: number] => {
     const box = canvas.getBoundingClientRect();
@@ -173,7 +181,11 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
       shown = content;
       canvas.setAttribute(
         "aria-label",
-        `${content.title}: ${content.rows.length} layers by ${content.tokens.length} tokens`,
+        t("{title}: {layers} layers by {tokens} tokens", {
+          title: content.title,
+          layers: content.rows.length,
+          tokens: content.tokens.length,
+        }),
       );
       draw();
       if (moved) tell(content.selected, Math.min(row, content.rows.length - 1));

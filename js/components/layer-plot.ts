@@ -5,6 +5,7 @@ import { opacity } from "../core/colour";
 import type { Block, Chain, Column, Evolution, Ribbon } from "../core/evolution";
 import { type Frame, frame, type Layout, layout, neighbour, type Placed } from "../core/evolution-layout";
 import { strengthText } from "../core/numbers";
+import { t } from "../core/words";
 import { freshId } from "./dom";
 import { recycled, svg } from "./svg";
 import "./layer-plot.css";
@@ -51,9 +52,9 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
   const back = svg("g", { "aria-hidden": "true" });
   const ribbons = svg("g", { "aria-hidden": "true" });
   const lines = svg("g", { "aria-hidden": "true" });
-  const blocks = svg("g", { role: "listbox", "aria-label": "Features by layer", "aria-orientation": "horizontal" });
+  const blocks = svg("g", { role: "listbox", "aria-label": t("Features by layer"), "aria-orientation": "horizontal" });
   const names = svg("g", { "aria-hidden": "true", class: "gl-river-names" });
-  const el = svg("svg", { class: "gl-plot", role: "group", "aria-label": "Features from layer to layer" });
+  const el = svg("svg", { class: "gl-plot", role: "group", "aria-label": t("Features from layer to layer") });
   el.append(back, ribbons, blocks, lines, names);
   const id = freshId("river");
   const blockShapes = recycled(blocks, "rect");
@@ -80,7 +81,7 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
       parts.push(svg("text", { x, y: 12, class: "gl-plot-layer", "text-anchor": "middle" }, String(layer)));
       parts.push(svg("line", { x1: x, x2: x, y1: 18, y2: height - 12, class: "gl-plot-line" }));
     }
-    parts.push(svg("text", { x: 0, y: 12, class: "gl-plot-title" }, "layer"));
+    parts.push(svg("text", { x: 0, y: 12, class: "gl-plot-title" }, t("layer")));
     for (const band of bands) {
       parts.push(svg("line", { x1: 0, x2: width, y1: band.y - 7, y2: band.y - 7, class: "gl-plot-rule" }));
       parts.push(svg("text", { x: 0, y: band.y + 9, class: "gl-plot-band", "data-kind": band.kind }, band.title));
@@ -89,9 +90,15 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
       const box = { x: gap.x, y: gap.y, width: gap.width, height: gap.height, rx: 5 };
       const [x, y] = [gap.x + gap.width / 2, gap.y + gap.height / 2];
       const turn = `rotate(-90 ${x} ${y})`;
-      parts.push(svg("rect", { ...box, class: "gl-plot-gap" }, svg("title", {}, `${gap.site} is not open`)));
       parts.push(
-        svg("text", { x, y: y + 3.5, transform: turn, "text-anchor": "middle", class: "gl-plot-gap-text" }, "not open"),
+        svg("rect", { ...box, class: "gl-plot-gap" }, svg("title", {}, t("{site} is not open", { site: gap.site }))),
+      );
+      parts.push(
+        svg(
+          "text",
+          { x, y: y + 3.5, transform: turn, "text-anchor": "middle", class: "gl-plot-gap-text" },
+          t("not open"),
+        ),
       );
     }
     back.replaceChildren(...parts);
@@ -317,8 +324,16 @@ export function spokenBlock(block: Block, column: Column, name: string): string 
   const at = chain?.blocks.indexOf(block) ?? -1;
   const before = chain?.blocks[at - 1];
   const after = chain?.blocks[at + 1];
-  const strength = Number.isNaN(block.strength) ? "strength unknown" : `strength ${strengthText(block.strength)}`;
-  return [block.name, name, strength, before ? `continues ${before.name}` : "", after ? `goes on as ${after.name}` : ""]
+  const strength = Number.isNaN(block.strength)
+    ? t("strength unknown")
+    : t("strength {strength}", { strength: strengthText(block.strength) });
+  return [
+    block.name,
+    name,
+    strength,
+    before ? t("continues {feature}", { feature: before.name }) : "",
+    after ? t("goes on as {feature}", { feature: after.name }) : "",
+  ]
     .filter(Boolean)
     .join(", ");
 }

@@ -3,6 +3,7 @@
 import type { Evolution, Measures } from "../core/evolution";
 import type { Frame } from "../core/evolution-layout";
 import { visibleText } from "../core/text";
+import { mark, t } from "../core/words";
 import { svg } from "./svg";
 
 export interface StripContent {
@@ -23,7 +24,7 @@ type Row = [title: string, of: (one: Measures) => number, log: boolean];
 
 const ROWS: Row[] = [
   ["L0", (one) => one.l0, false],
-  ["norm", (one) => one.norm, true],
+  [mark("norm"), (one) => one.norm, true],
   ["FVU", (one) => one.fvu, false],
 ];
 const HIGH = 26;
@@ -54,7 +55,7 @@ export function layerStrip(
       const title = (text: string, at: number) =>
         parts.push(svg("text", { x: 0, y: at, class: "gl-strip-title" }, text));
       if (guesses.length) {
-        title("guess", y + 13);
+        title(t("guess"), y + 13);
         const letters = Math.max(Math.floor((cell - 6) / 5.9), 2);
         for (const { layer, tokens } of guesses) {
           const [best] = tokens;
@@ -83,7 +84,7 @@ export function layerStrip(
           );
         }
         y += GUESS;
-        title("entropy", y + HIGH / 2 + 3);
+        title(t("entropy"), y + HIGH / 2 + 3);
         const most = Math.max(...guesses.map(({ entropy }) => entropy), 1);
         parts.push(
           svg("text", { x: left - 4, y: y + 8, "text-anchor": "end", class: "gl-strip-number" }, most.toFixed(1)),
@@ -117,7 +118,7 @@ export function layerStrip(
         const low = log ? Math.min(...known.filter((value) => value > 0)) : 0;
         const reach = Math.max(scaled(high) - scaled(low), 1e-6);
         const yOf = (value: number) => y + HIGH - 2 - ((scaled(value) - scaled(low)) / reach) * (HIGH - 4);
-        title(name, y + HIGH / 2 + 3);
+        title(t(name), y + HIGH / 2 + 3);
         parts.push(
           svg("line", { x1: left, x2: width - 10, y1: y + HIGH, y2: y + HIGH, class: "gl-plot-rule" }),
           svg("text", { x: left - 4, y: y + 8, "text-anchor": "end", class: "gl-strip-number" }, short(high)),
@@ -160,7 +161,11 @@ export function layerStrip(
       const end = guesses.at(-1);
       el.setAttribute(
         "aria-label",
-        `Per layer: L0, norm and FVU${end ? `, and guesses of the next token; the last layer's is '${end.tokens[0]?.text}'` : ""}`,
+        end
+          ? t("Per layer: L0, norm and FVU, and guesses of the next token; the last layer's is '{token}'", {
+              token: end.tokens[0]?.text ?? "",
+            })
+          : t("Per layer: L0, norm and FVU"),
       );
     },
   };

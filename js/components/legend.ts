@@ -1,6 +1,7 @@
 /** What the colours mean, and the choice of palette. */
 
 import { opacity, PALETTE_NAMES, PALETTES, type PaletteName } from "../core/colour";
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import "./legend.css";
 
@@ -10,6 +11,12 @@ export interface Legend {
   setPalette(name: PaletteName): void;
 }
 
+const NAMES: Record<PaletteName, string> = {
+  blue: mark("blue"),
+  orange: mark("orange"),
+  purple: mark("purple"),
+  grey: mark("grey"),
+};
 const STEPS = [0.02, 0.1, 0.25, 0.5, 1];
 
 export function legend(onPalette: (name: PaletteName) => void, signal: AbortSignal): Legend {
@@ -23,11 +30,17 @@ export function legend(onPalette: (name: PaletteName) => void, signal: AbortSign
     ramp.append(cell);
   }
   ramp.append(high);
-  const choice = h("span", { class: "gl-palettes", attrs: { role: "radiogroup", "aria-label": "Palette" } });
+  const choice = h("span", { class: "gl-palettes", attrs: { role: "radiogroup", "aria-label": t("Palette") } });
   const buttons = PALETTE_NAMES.map((name) => {
     const button = h("button", {
       class: "gl-swatch",
-      attrs: { type: "button", role: "radio", "aria-label": name, title: name, "data-palette": name },
+      attrs: {
+        type: "button",
+        role: "radio",
+        "aria-label": t(NAMES[name]),
+        title: t(NAMES[name]),
+        "data-palette": name,
+      },
     });
     button.style.setProperty("--gl-swatch", `rgb(${PALETTES[name].light.join(" ")})`);
     return button;

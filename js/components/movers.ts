@@ -2,6 +2,7 @@
 
 import type { Movers } from "../core/desk";
 import { rawText, strengthText } from "../core/numbers";
+import { t } from "../core/words";
 import { h } from "./dom";
 import { chip } from "./text";
 import "./movers.css";
@@ -26,7 +27,7 @@ export function moversView(onFeature: (feature: string) => void, signal: AbortSi
           h(
             "div",
             { class: "gl-mover-site" },
-            h("div", { class: "gl-list-title", text: `layer ${layer}` }),
+            h("div", { class: "gl-list-title", text: t("layer {n}", { n: layer }) }),
             ...features.slice(0, MOST).map(({ feature, promotes, from, to, raw }) => {
               const rawChange = `${rawText(raw[0])} → ${rawText(raw[1])}`;
               const change = from === null || to === null ? rawChange : `${strengthText(from)} → ${strengthText(to)}`;
@@ -37,7 +38,10 @@ export function moversView(onFeature: (feature: string) => void, signal: AbortSi
                   attrs: {
                     type: "button",
                     "data-feature": feature,
-                    title: `Mean raw activation ${rawChange}. Colour the texts by ${feature}`,
+                    title: t("Mean raw activation {change}. Colour the texts by {feature}", {
+                      change: rawChange,
+                      feature,
+                    }),
                   },
                 },
                 h("span", { class: "gl-number", text: feature }),

@@ -4,6 +4,7 @@ import type { Example, Examples } from "../core/card";
 import { opacity } from "../core/colour";
 import { rawText, strengthText } from "../core/numbers";
 import { visiblePieces, visibleText } from "../core/text";
+import { t } from "../core/words";
 import { h } from "./dom";
 import { fillPieces } from "./text";
 import "./passages.css";
@@ -26,7 +27,7 @@ export interface Passages {
 }
 
 export function passages({ whole, onError, live, signal }: PassagesOptions): Passages {
-  const el = h("div", { class: "gl-passages", attrs: { role: "list", "aria-label": "Examples" } });
+  const el = h("div", { class: "gl-passages", attrs: { role: "list", "aria-label": t("Examples") } });
   let shown: Example[] = [];
   let maximum = 1;
   let wrapped = false;
@@ -48,15 +49,18 @@ export function passages({ whole, onError, live, signal }: PassagesOptions): Pas
           role: "listitem",
           "data-key": key,
           tabindex: key === current ? 0 : -1,
-          title: live ? (full ? "Click for the part around it" : "Click for the whole passage") : undefined,
+          title: live ? (full ? t("Click for the part around it") : t("Click for the whole passage")) : undefined,
           "aria-expanded": live ? String(full !== undefined) : undefined,
-          "aria-label": `${visibleText(example.tokens.join(""))} strength ${strengthText(strength)}`,
+          "aria-label": t("{text} strength {strength}", {
+            text: visibleText(example.tokens.join("")),
+            strength: strengthText(strength),
+          }),
         },
       },
       h("div", {
         class: "gl-passage-value gl-number",
         text: strengthText(strength),
-        attrs: { title: `raw ${rawText(example.value)}` },
+        attrs: { title: t("raw {raw}", { raw: rawText(example.value) }) },
       }),
       body,
     );
@@ -144,7 +148,7 @@ export function passages({ whole, onError, live, signal }: PassagesOptions): Pas
           ? [["", examples.top]]
           : [...examples.intervals]
               .reverse()
-              .map((one) => [`${rawText(one.low)} to ${rawText(one.high)}`, one.examples]);
+              .map((one) => [t("{low} to {high}", { low: rawText(one.low), high: rawText(one.high) }), one.examples]);
       const focused = el.querySelector<HTMLElement>(".gl-passage:focus")?.dataset.key;
       shown = groups.flatMap(([, some]) => some);
       open = new Map([...open].filter(([key]) => shown.some((example) => keyOf(example) === key)));
@@ -155,7 +159,7 @@ export function passages({ whole, onError, live, signal }: PassagesOptions): Pas
             ? [
                 h("div", {
                   class: "gl-passage-group",
-                  text: some.length ? title : `${title}: none`,
+                  text: some.length ? title : t("{title}: none", { title }),
                   attrs: { role: "presentation" },
                 }),
               ]
@@ -192,7 +196,7 @@ function spans(example: Example, maximum: number): (Node | string)[] {
     const span = h("span", { class: i === example.peak ? "gl-said gl-said-peak" : "gl-said" });
     if (value > 0) {
       span.style.setProperty("--gl-shade", opacity(value / maximum).toFixed(3));
-      span.title = `${strengthText(value / maximum)}, raw ${rawText(value)}`;
+      span.title = t("{strength}, raw {raw}", { strength: strengthText(value / maximum), raw: rawText(value) });
     }
     if (example.known && (i < example.known[0] || i >= example.known[1])) span.classList.add("gl-said-unknown");
     fillPieces(span, inline(text));

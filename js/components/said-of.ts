@@ -1,6 +1,7 @@
 /** What is said of a feature: its best label and who gave it, the user's own, a note and a star. */
 
 import type { Label, Said } from "../core/card";
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import "./said-of.css";
 
@@ -17,19 +18,24 @@ export interface SaidOf {
   show(said: Said): void;
 }
 
-export const SOURCES: Record<string, string> = { user: "yours", explained: "explained by a language model" };
+export const SOURCES: Record<string, string> = {
+  user: mark("yours"),
+  automatic: mark("automatic"),
+  curated: mark("read by hand"),
+  explained: mark("explained by a language model"),
+};
 
 export function sourceText({ source, score, by }: Label): string {
-  const name = SOURCES[source] ?? source;
-  const scored = score === null ? name : `${name}, score ${score.toFixed(2)}`;
-  return by && by !== "you" ? `${scored}, from ${by}` : scored;
+  const name = t(SOURCES[source] ?? source);
+  const scored = score === null ? name : t("{name}, score {score}", { name, score: score.toFixed(2) });
+  return by && by !== "you" ? t("{name}, from {by}", { name: scored, by }) : scored;
 }
 
 export function saidOf({ label, note, live, signal }: SaidOfOptions): SaidOf {
   const text = h("span", { class: "gl-label-text", attrs: { dir: "auto" } });
   const source = h("span", { class: "gl-label-source" });
-  const edit = h("button", { class: "gl-small", text: "edit label", attrs: { type: "button" } });
-  const addNote = h("button", { class: "gl-small", text: "add note", attrs: { type: "button" } });
+  const edit = h("button", { class: "gl-small", text: t("edit label"), attrs: { type: "button" } });
+  const addNote = h("button", { class: "gl-small", text: t("add note"), attrs: { type: "button" } });
   const line = h("div", { class: "gl-label" }, text, source, edit, addNote);
   const field = h("input", {
     class: "gl-label-field",
@@ -37,17 +43,17 @@ export function saidOf({ label, note, live, signal }: SaidOfOptions): SaidOf {
       type: "text",
       dir: "auto",
       maxlength: 500,
-      placeholder: "your own label; empty takes it away",
-      "aria-label": "Your label",
+      placeholder: t("your own label; empty takes it away"),
+      "aria-label": t("Your label"),
     },
   });
-  const keep = h("button", { class: "gl-small", text: "keep", attrs: { type: "button" } });
-  const leave = h("button", { class: "gl-small", text: "cancel", attrs: { type: "button" } });
+  const keep = h("button", { class: "gl-small", text: t("keep"), attrs: { type: "button" } });
+  const leave = h("button", { class: "gl-small", text: t("cancel"), attrs: { type: "button" } });
   const form = h("div", { class: "gl-label-form" }, field, keep, leave);
-  const others = h("ul", { class: "gl-label-others", attrs: { "aria-label": "Other labels" } });
+  const others = h("ul", { class: "gl-label-others", attrs: { "aria-label": t("Other labels") } });
   const noteField = h("textarea", {
     class: "gl-note",
-    attrs: { rows: 2, dir: "auto", maxlength: 20_000, placeholder: "your note", "aria-label": "Your note" },
+    attrs: { rows: 2, dir: "auto", maxlength: 20_000, placeholder: t("your note"), "aria-label": t("Your note") },
   });
   const el = h("div", { class: "gl-said-of" }, line, form, others, noteField);
   form.hidden = true;
@@ -113,7 +119,7 @@ export function saidOf({ label, note, live, signal }: SaidOfOptions): SaidOf {
   );
   const draw = () => {
     const [best, ...rest] = said.labels;
-    text.textContent = best?.text ?? "no label";
+    text.textContent = best?.text ?? t("no label");
     text.classList.toggle("gl-quiet", !best || best.source === "automatic");
     source.textContent = best ? sourceText(best) : "";
     others.replaceChildren(

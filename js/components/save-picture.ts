@@ -1,5 +1,6 @@
 /** A picture as a file: SVG with its styles written into it, or PNG at twice its size. */
 
+import { t } from "../core/words";
 import { h } from "./dom";
 import { svg } from "./svg";
 
@@ -83,7 +84,11 @@ export function saveButtons(
     const one = h("button", {
       class: "gl-save",
       text: kind,
-      attrs: { type: "button", title: `Save the picture as ${kind}`, "aria-label": `Save the picture as ${kind}` },
+      attrs: {
+        type: "button",
+        title: t("Save the picture as {kind}", { kind }),
+        "aria-label": t("Save the picture as {kind}", { kind }),
+      },
     });
     one.addEventListener(
       "click",
@@ -102,5 +107,10 @@ export function saveButtons(
     );
     return one;
   };
-  return h("span", { class: "gl-saves", attrs: { role: "group", "aria-label": "Save" } }, button("SVG"), button("PNG"));
+  return h(
+    "span",
+    { class: "gl-saves", attrs: { role: "group", "aria-label": t("Save") } },
+    button("SVG"),
+    button("PNG"),
+  );
 }

@@ -4,6 +4,7 @@ import type { PaletteName } from "../core/colour";
 import type { Chosen, Hit, Kind } from "../core/hit";
 import type { About } from "../core/picture";
 import type { Value } from "../core/synced";
+import { mark, t, tn } from "../core/words";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
 import { type Below, below } from "./below";
@@ -48,10 +49,10 @@ export interface SearchView {
 }
 
 const TITLES: Record<Kind, string> = {
-  words: "Features with the words",
-  text: "Features that fire on",
-  contrast: "Features that differ",
-  neighbours: "Features nearest to",
+  words: mark("Features with the words"),
+  text: mark("Features that fire on"),
+  contrast: mark("Features that differ"),
+  neighbours: mark("Features nearest to"),
 };
 
 export function searchResults(options: SearchOptions): SearchView {
@@ -63,12 +64,12 @@ export function searchResults(options: SearchOptions): SearchView {
   const query = h("span", { class: "gl-search-query", attrs: { dir: "auto" } });
   const filter = h("input", {
     class: "gl-filter",
-    attrs: { type: "search", placeholder: "filter", "aria-label": "Filter the features found" },
+    attrs: { type: "search", placeholder: t("filter"), "aria-label": t("Filter the features found") },
   });
-  const ranking = h("select", { class: "gl-search-rank", attrs: { "aria-label": "Ranked by" } });
+  const ranking = h("select", { class: "gl-search-rank", attrs: { "aria-label": t("Ranked by") } });
   ranking.append(
-    h("option", { text: "by strength (own maximum)", attrs: { value: "relative" } }),
-    h("option", { text: "by raw activation", attrs: { value: "raw" } }),
+    h("option", { text: t("by strength (own maximum)"), attrs: { value: "relative" } }),
+    h("option", { text: t("by raw activation"), attrs: { value: "raw" } }),
   );
   const box = h("input", { attrs: { type: "checkbox" } });
   const boxText = h("span");
@@ -90,7 +91,7 @@ export function searchResults(options: SearchOptions): SearchView {
     signal,
   });
   const under = below(() => settle("steer", options.unsteer()), signal);
-  const about = aboutLine("j k features · c opens a card · s steers · Esc clears");
+  const about = aboutLine(t("j k features · c opens a card · s steers · Esc clears"));
   const root = h(
     "div",
     { class: "gl-root gl-search" },
@@ -104,7 +105,7 @@ export function searchResults(options: SearchOptions): SearchView {
   const paint = themed(root, signal);
 
   const drawCount = () => {
-    count.textContent = rows.count === 1 ? "1 feature" : `${rows.count} features`;
+    count.textContent = tn("{n} feature", "{n} features", rows.count);
   };
   const rank = () => settle("rank", options.rank(ranking.value === "relative", box.checked));
   ranking.addEventListener("change", rank, { signal });
@@ -149,16 +150,17 @@ export function searchResults(options: SearchOptions): SearchView {
     show(given) {
       found = given;
       const ranked = given.kind === "text" || given.kind === "contrast";
-      title.textContent = TITLES[given.kind];
+      title.textContent = t(TITLES[given.kind]);
       query.textContent = given.query;
       ranking.hidden = dense.hidden = !ranked;
       ranking.disabled = box.disabled = !live;
       ranking.value = given.relative ? "relative" : "raw";
       box.checked = given.dense;
-      boxText.textContent = given.hidden > 0 ? `dense features (${given.hidden} hidden)` : "dense features";
+      boxText.textContent =
+        given.hidden > 0 ? t("dense features ({n} hidden)", { n: given.hidden }) : t("dense features");
       rows.show(given.kind, given.hits);
       rows.select(selection.get().feature);
-      const sampled = "So many features have these words that a sample from every site was ranked. Add a word.";
+      const sampled = t("So many features have these words that a sample from every site was ranked. Add a word.");
       messages.say("sampled", given.complete ? null : sampled, "quiet");
       messages.say("notes", given.notes.length ? given.notes.join(" ") : null, "quiet");
       about.show(given.about);

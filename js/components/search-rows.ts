@@ -2,6 +2,7 @@
 
 import type { Hit, Kind } from "../core/hit";
 import { percentText, rawText, strengthText } from "../core/numbers";
+import { mark, t } from "../core/words";
 import { bar } from "./bar";
 import { h } from "./dom";
 import { chip } from "./text";
@@ -40,7 +41,7 @@ function sides(hit: Hit): (Node | string)[] {
   const side = (name: string, [value, raw]: Hit["a"]) =>
     h(
       "span",
-      { class: "gl-found-side", attrs: { title: `${name}: raw ${number(raw, rawText)}` } },
+      { class: "gl-found-side", attrs: { title: t("{name}: raw {raw}", { name, raw: number(raw, rawText) }) } },
       h("span", { class: "gl-quiet", text: name }),
       bar("strength", value ?? 0),
       h("span", { class: "gl-number", text: raw === 0 ? "–" : strength(value) }),
@@ -48,17 +49,29 @@ function sides(hit: Hit): (Node | string)[] {
   return [side("a", hit.a), side("b", hit.b)];
 }
 
-const RAW: Column = ["raw", "activation as the autoencoder gives it", (hit) => [number(hit.raw, rawText)]];
-const TOKEN: Column = ["at token", "where it is strongest", (hit) => (hit.token === "" ? [] : [chip(hit.token)])];
-const DENSITY: Column = ["density", "share of all tokens where it is on", (hit) => [number(hit.density, percentText)]];
+const RAW: Column = [mark("raw"), mark("activation as the autoencoder gives it"), (hit) => [number(hit.raw, rawText)]];
+const TOKEN: Column = [
+  mark("at token"),
+  mark("where it is strongest"),
+  (hit) => (hit.token === "" ? [] : [chip(hit.token)]),
+];
+const DENSITY: Column = [
+  mark("density"),
+  mark("share of all tokens where it is on"),
+  (hit) => [number(hit.density, percentText)],
+];
 const COLUMNS: Record<Kind, Column[]> = {
   words: [],
-  text: [["strength", "activation in units of the feature's own maximum", measured], RAW, TOKEN, DENSITY],
-  contrast: [["a and b", "largest activation on each side, in units of the feature's own maximum", sides], RAW, TOKEN],
+  text: [[mark("strength"), mark("activation in units of the feature's own maximum"), measured], RAW, TOKEN, DENSITY],
+  contrast: [
+    [mark("a and b"), mark("largest activation on each side, in units of the feature's own maximum"), sides],
+    RAW,
+    TOKEN,
+  ],
   neighbours: [
     [
-      "cosine",
-      "of the two decoder rows",
+      mark("cosine"),
+      mark("of the two decoder rows"),
       (hit) => [
         bar("strength", Math.abs(hit.cosine ?? 0)),
         h("span", { class: "gl-number", text: number(hit.cosine, (value) => value.toFixed(2)) }),
@@ -66,12 +79,18 @@ const COLUMNS: Record<Kind, Column[]> = {
     ],
   ],
 };
-const GROUPS: Record<string, string> = { "only a": "Only in a", "only b": "Only in b", changed: "In both, changed" };
+const GROUPS: Record<string, string> = {
+  "only a": mark("Only in a"),
+  "only b": mark("Only in b"),
+  changed: mark("In both, changed"),
+};
 const SOURCES: Record<string, string> = {
-  user: "yours",
-  note: "your note",
-  curated: "read by hand",
-  examples: "tokens of its examples",
+  user: mark("yours"),
+  automatic: mark("automatic"),
+  explained: mark("explained by a language model"),
+  note: mark("your note"),
+  curated: mark("read by hand"),
+  examples: mark("tokens of its examples"),
 };
 
 export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRowsOptions): SearchRows {
@@ -80,7 +99,7 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
   const none = h("div", { class: "gl-quiet gl-none" });
   const el = h(
     "div",
-    { class: "gl-found-table", attrs: { role: "grid", "aria-label": "Features found" } },
+    { class: "gl-found-table", attrs: { role: "grid", "aria-label": t("Features found") } },
     head,
     body,
     none,
@@ -101,7 +120,7 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
       { class: "gl-found-label", attrs: { role: "gridcell", title: hit.by } },
       h("span", {
         class: hit.source === "automatic" || hit.source === "examples" ? "gl-quiet" : "gl-found-own",
-        text: hit.label || "no label",
+        text: hit.label || t("no label"),
         attrs: { dir: "auto" },
       }),
       ...(hit.source ? [h("span", { class: "gl-found-source", text: sourceText(hit) })] : []),
@@ -116,13 +135,23 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
     );
     const steer = h("button", {
       class: "gl-found-steer",
-      text: "steer",
-      attrs: { type: "button", tabindex: -1, title: "Steer with it", "aria-label": `Steer with ${hit.feature}` },
+      text: t("steer"),
+      attrs: {
+        type: "button",
+        tabindex: -1,
+        title: t("Steer with it"),
+        "aria-label": t("Steer with {feature}", { feature: hit.feature }),
+      },
     });
     const card = h("button", {
       class: "gl-found-steer gl-found-card",
-      text: "card",
-      attrs: { type: "button", tabindex: -1, title: "Open its card", "aria-label": `Card of ${hit.feature}` },
+      text: t("card"),
+      attrs: {
+        type: "button",
+        tabindex: -1,
+        title: t("Open its card"),
+        "aria-label": t("Card of {feature}", { feature: hit.feature }),
+      },
     });
     steer.hidden = card.hidden = !live;
     const row = h(
@@ -135,21 +164,25 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
     );
     return row;
   };
-  const mark = () => {
+  const point = () => {
     if (!shown.some((hit) => hit.feature === current)) current = shown[0]?.feature ?? null;
     for (const row of lines()) {
       row.setAttribute("aria-selected", String(row.dataset.feature === selected));
       row.tabIndex = row.dataset.feature === current ? 0 : -1;
     }
   };
+  const hintOf = (title: string) => {
+    const hint = COLUMNS[kind].find(([name]) => name === title)?.[1];
+    return hint && t(hint);
+  };
   const draw = () => {
     el.dataset.kind = kind;
     head.replaceChildren(
-      ...["feature", ...COLUMNS[kind].map(([title]) => title), "label", ""].map((title) =>
+      ...[mark("feature"), ...COLUMNS[kind].map(([title]) => title), mark("label"), ""].map((title) =>
         h("div", {
           class: `gl-found-${title.replaceAll(" ", "-") || "last"}`,
-          text: title,
-          attrs: { role: "columnheader", title: COLUMNS[kind].find(([name]) => name === title)?.[1] },
+          text: title && t(title),
+          attrs: { role: "columnheader", title: hintOf(title) },
         }),
       ),
     );
@@ -161,15 +194,15 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
         const title = GROUPS[group];
         if (title === undefined) return rows;
         return [
-          h("div", { class: "gl-found-group", text: `${title} (${rows.length})`, attrs: { role: "presentation" } }),
+          h("div", { class: "gl-found-group", text: `${t(title)} (${rows.length})`, attrs: { role: "presentation" } }),
           ...rows,
         ];
       }),
     );
-    none.textContent = shown.length ? "" : all.length ? "No feature passes the filter." : "No feature was found.";
+    none.textContent = shown.length ? "" : all.length ? t("No feature passes the filter.") : t("No feature was found.");
     none.hidden = shown.length > 0;
     el.setAttribute("aria-rowcount", String(shown.length + 1));
-    mark();
+    point();
   };
   const featureOf = (target: EventTarget | null) =>
     target instanceof Element
@@ -180,7 +213,7 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
     const row = rows[Math.min(Math.max(place, 0), rows.length - 1)];
     if (!row) return;
     current = row.dataset.feature ?? null;
-    mark();
+    point();
     row.focus({ preventScroll: true });
     row.scrollIntoView?.({ block: "nearest" });
   };
@@ -239,7 +272,7 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
     select(feature) {
       selected = feature;
       if (feature !== null && shown.some((hit) => hit.feature === feature)) current = feature;
-      mark();
+      point();
     },
     step(by) {
       const order = lines().map((row) => row.dataset.feature);
@@ -250,6 +283,6 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
 }
 
 function sourceText(hit: Hit): string {
-  const name = SOURCES[hit.source] ?? hit.source;
+  const name = t(SOURCES[hit.source] ?? hit.source);
   return hit.score === null ? name : `${name} ${hit.score.toFixed(2)}`;
 }

@@ -1,14 +1,15 @@
 /** Which site is shown: a choice with a step to either side. */
 
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import "./site-picker.css";
 
 /** Kinds in the order they are listed. Within one, layers; so a step leads to the next layer of the same kind. */
 const KINDS = new Map([
-  ["res", "residual stream"],
+  ["res", mark("residual stream")],
   ["mlp", "MLP"],
-  ["att", "attention"],
-  ["transcoder", "transcoder"],
+  ["att", mark("attention")],
+  ["transcoder", mark("transcoder")],
 ]);
 
 export interface SitePicker {
@@ -21,9 +22,13 @@ export interface SitePicker {
 }
 
 export function sitePicker(onPick: (site: string) => void, signal: AbortSignal): SitePicker {
-  const select = h("select", { attrs: { "aria-label": "Site", title: "Site ([ and ] step through them)" } });
-  const before = h("button", { class: "gl-step", text: "‹", attrs: { type: "button", "aria-label": "Previous site" } });
-  const after = h("button", { class: "gl-step", text: "›", attrs: { type: "button", "aria-label": "Next site" } });
+  const select = h("select", { attrs: { "aria-label": t("Site"), title: t("Site ([ and ] step through them)") } });
+  const before = h("button", {
+    class: "gl-step",
+    text: "‹",
+    attrs: { type: "button", "aria-label": t("Previous site") },
+  });
+  const after = h("button", { class: "gl-step", text: "›", attrs: { type: "button", "aria-label": t("Next site") } });
   const el = h("div", { class: "gl-sites" }, before, select, after);
   let sites: string[] = [];
   let listed = "";
@@ -67,7 +72,7 @@ export function sitePicker(onPick: (site: string) => void, signal: AbortSignal):
           ...(given.includes(site) ? [] : [option(site)]),
           ...(groups.length > 1
             ? groups.map(({ kind, names }) =>
-                h("optgroup", { attrs: { label: KINDS.get(kind) ?? kind } }, ...names.map(option)),
+                h("optgroup", { attrs: { label: t(KINDS.get(kind) ?? kind) } }, ...names.map(option)),
               )
             : sites.map(option)),
         );
@@ -88,4 +93,4 @@ export function sitePicker(onPick: (site: string) => void, signal: AbortSignal):
 const kindOf = (site: string) => site.split(".")[0] ?? site;
 
 const option = (name: string) =>
-  h("option", { text: name || "no site", attrs: { value: name, disabled: name === "" } });
+  h("option", { text: name || t("no site"), attrs: { value: name, disabled: name === "" } });

@@ -2,6 +2,7 @@
 
 import { type DoseRow, type EditRow, type Effect, FORMULAS, KINDS } from "../core/desk";
 import { percentText, rawText } from "../core/numbers";
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import { steeringSlider } from "./steering-slider";
 import { chip } from "./text";
@@ -21,14 +22,20 @@ export interface SteeringRow {
   bands(rows: Pick<DoseRow, "strength" | "band">[] | null): void;
 }
 
-const SWEEP = "Run nine strengths with one seed: the dose strip";
+const SWEEP = mark("Run nine strengths with one seed: the dose strip");
+const VERBS: Record<(typeof KINDS)[number], string> = {
+  add: mark("add"),
+  clamp: mark("clamp"),
+  scale: mark("scale"),
+  ablate: mark("ablate"),
+};
 /** What 1 on the slider is. */
 const UNITS: Record<string, string> = {
-  add: "times the feature's own maximum",
-  clamp: "times the feature's own maximum",
-  scale: "times what it is",
-  ablate: "times what it is",
-  add_vector: "times the vector",
+  add: mark("times the feature's own maximum"),
+  clamp: mark("times the feature's own maximum"),
+  scale: mark("times what it is"),
+  ablate: mark("times what it is"),
+  add_vector: mark("times the vector"),
 };
 
 /** How long what was set here is shown although the kernel's row still says something else. */
@@ -44,12 +51,12 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
   let fault: string | null = null;
 
   const name = h("span", { class: "gl-edit-name" });
-  const promotes = h("span", { class: "gl-edit-promotes", attrs: { title: "tokens its direction makes likelier" } });
-  const kinds = h("span", { class: "gl-kinds", attrs: { role: "radiogroup", "aria-label": "What is done" } });
+  const promotes = h("span", { class: "gl-edit-promotes", attrs: { title: t("tokens its direction makes likelier") } });
+  const kinds = h("span", { class: "gl-kinds", attrs: { role: "radiogroup", "aria-label": t("What is done") } });
   const buttons = KINDS.map((kind) => {
     const button = h("button", {
       class: "gl-kind",
-      text: kind,
+      text: t(VERBS[kind]),
       attrs: { type: "button", role: "radio", title: FORMULAS[kind], "data-kind": kind },
     });
     kinds.append(button);
@@ -58,7 +65,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
   const formula = h("code", { class: "gl-formula" });
   const sweep = h("button", {
     class: "gl-edit-sweep",
-    text: "sweep",
+    text: t("sweep"),
     attrs: { type: "button" },
   });
   const remove = h("button", { class: "gl-edit-remove", text: "×", attrs: { type: "button" } });
@@ -154,22 +161,22 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
   let enabled = true;
   const draw = () => {
     if (!row) return;
-    const label = row.feature ?? `vector at ${row.site}`;
+    const label = row.feature ?? t("vector at {site}", { site: row.site });
     el.setAttribute("aria-label", label);
     name.textContent = label;
-    remove.setAttribute("aria-label", `Remove ${label}`);
-    remove.title = "Remove";
+    remove.setAttribute("aria-label", t("Remove {feature}", { feature: label }));
+    remove.title = t("Remove");
     const vector = row.feature === null;
     promotes.hidden = row.promotes.length === 0;
     promotes.replaceChildren(...row.promotes.slice(0, 5).map((text) => chip(text)));
     for (const button of [...buttons, remove]) button.disabled = !enabled;
     sweep.disabled = !enabled || row.kind === "ablate";
-    sweep.title = row.kind === "ablate" ? "An ablation has no strength to sweep: sweep a scale" : SWEEP;
+    sweep.title = row.kind === "ablate" ? t("An ablation has no strength to sweep: sweep a scale") : t(SWEEP);
     kinds.hidden = vector;
     sweep.hidden = vector;
     if (!mine) {
       check(row.kind);
-      slider.show(row.strength, enabled && row.kind !== "ablate", label, UNITS[row.kind] ?? UNITS.add);
+      slider.show(row.strength, enabled && row.kind !== "ablate", label, t(UNITS[row.kind] ?? UNITS.add));
       formula.textContent = row.formula;
     }
     foot.replaceChildren(...said(row, effect).map((words) => h("span", { text: words })));
@@ -200,14 +207,17 @@ function said(row: EditRow, effect: Effect | null): string[] {
   const words: string[] = [];
   if (row.where) words.push(row.where);
   if (row.when) words.push(row.when);
-  if (row.raw !== null) words.push(row.feature === null ? `length ${rawText(row.raw)}` : `raw ${rawText(row.raw)}`);
-  if (row.maximum !== null) words.push(`1.0 = raw ${rawText(row.maximum)}`);
-  else if (row.feature !== null) words.push("its maximum is not known");
+  if (row.raw !== null)
+    words.push(
+      row.feature === null ? t("length {raw}", { raw: rawText(row.raw) }) : t("raw {raw}", { raw: rawText(row.raw) }),
+    );
+  if (row.maximum !== null) words.push(t("1.0 = raw {raw}", { raw: rawText(row.maximum) }));
+  else if (row.feature !== null) words.push(t("its maximum is not known"));
   if (!effect) return words;
-  if (effect.silent) words.push(`No effect: ${effect.why || "it changed nothing in this text"}`);
+  if (effect.silent) words.push(t("No effect: {why}", { why: effect.why || t("it changed nothing in this text") }));
   else {
-    if (effect.share !== null) words.push(`${percentText(effect.share)} of the tensor's norm`);
-    words.push(`acted at ${effect.fired} of ${effect.of} tokens`);
+    if (effect.share !== null) words.push(t("{share} of the tensor's norm", { share: percentText(effect.share) }));
+    words.push(t("acted at {n} of {all} tokens", { n: effect.fired, all: effect.of }));
   }
   return words;
 }
@@ -217,12 +227,15 @@ function drawTimeline(el: HTMLElement, row: EditRow, effect: Effect | null): voi
   const line = effect?.timeline ?? null;
   el.hidden = line === null;
   if (line === null) return;
-  el.setAttribute("aria-label", `${row.when ?? "acted"}: at ${effect?.fired} of ${line.length} tokens`);
+  el.setAttribute(
+    "aria-label",
+    t("{when}: at {n} of {all} tokens", { when: row.when ?? t("acted"), n: effect?.fired ?? 0, all: line.length }),
+  );
   el.replaceChildren(
     ...[...line].map((one, i) =>
       h("span", {
         class: one === "1" ? "gl-fired" : "",
-        attrs: { title: `token ${i}${one === "1" ? ": acted" : ""}` },
+        attrs: { title: one === "1" ? t("token {n}: acted", { n: i }) : t("token {n}", { n: i }) },
       }),
     ),
   );

@@ -1,6 +1,7 @@
 /** How tokens are drawn, folded away. */
 
 import type { Sampling } from "../core/desk";
+import { mark, t } from "../core/words";
 import { freshId, h } from "./dom";
 
 interface Field {
@@ -14,12 +15,18 @@ interface Field {
 }
 
 const FIELDS: Field[] = [
-  { name: "max_new_tokens", label: "tokens", hint: "how many new tokens at most", step: 1, least: 1 },
-  { name: "temperature", label: "temperature", hint: "0 takes the likeliest token each time", step: 0.1, least: 0 },
+  { name: "max_new_tokens", label: mark("tokens"), hint: mark("how many new tokens at most"), step: 1, least: 1 },
+  {
+    name: "temperature",
+    label: mark("temperature"),
+    hint: mark("0 takes the likeliest token each time"),
+    step: 0.1,
+    least: 0,
+  },
   {
     name: "top_k",
     label: "top-k",
-    hint: "draw from so many of the likeliest; empty: all",
+    hint: mark("draw from so many of the likeliest; empty: all"),
     step: 1,
     least: 1,
     empty: null,
@@ -27,17 +34,17 @@ const FIELDS: Field[] = [
   {
     name: "top_p",
     label: "top-p",
-    hint: "draw from so much probability; empty: all",
+    hint: mark("draw from so much probability; empty: all"),
     step: 0.05,
     least: 0,
     empty: null,
   },
-  { name: "seed", label: "seed", hint: "the same seed gives the same text", step: 1, least: 0 },
+  { name: "seed", label: mark("seed"), hint: mark("the same seed gives the same text"), step: 1, least: 0 },
 ];
 const FOLLOW: [value: string, words: string][] = [
-  ["restart", "starts the text over"],
-  ["next", "applies from the next token on"],
-  ["wait", "waits for Run"],
+  ["restart", mark("starts the text over")],
+  ["next", mark("applies from the next token on")],
+  ["wait", mark("waits for Run")],
 ];
 
 export interface SettingsCallbacks {
@@ -48,7 +55,7 @@ export interface SettingsCallbacks {
 }
 
 export function steeringSettings({ onSampling, onFollow, onChat, signal }: SettingsCallbacks) {
-  const summary = h("summary", { text: "sampling" });
+  const summary = h("summary", { text: t("sampling") });
   const box = h("div", { class: "gl-settings-fields" });
   const el = h("details", { class: "gl-settings" }, summary, box);
   const inputs = new Map<keyof Sampling, HTMLInputElement>();
@@ -63,9 +70,9 @@ export function steeringSettings({ onSampling, onFollow, onChat, signal }: Setti
     );
   };
   for (const { name, label, hint, step, least, empty } of FIELDS) {
-    const input = h("input", { attrs: { type: "number", step, min: least, title: hint } });
+    const input = h("input", { attrs: { type: "number", step, min: least, title: t(hint) } });
     inputs.set(name, input);
-    box.append(labelled(label, hint, input));
+    box.append(labelled(t(label), t(hint), input));
     input.addEventListener(
       "change",
       () => {
@@ -75,12 +82,12 @@ export function steeringSettings({ onSampling, onFollow, onChat, signal }: Setti
       { signal },
     );
   }
-  const follow = h("select", {}, ...FOLLOW.map(([value, words]) => h("option", { text: words, attrs: { value } })));
+  const follow = h("select", {}, ...FOLLOW.map(([value, words]) => h("option", { text: t(words), attrs: { value } })));
   follow.addEventListener("change", () => onFollow(follow.value), { signal });
-  box.append(labelled("moving a slider", "what a changed edit does", follow));
+  box.append(labelled(t("moving a slider"), t("what a changed edit does"), follow));
   const chat = h("input", { attrs: { type: "checkbox" } });
   chat.addEventListener("change", () => onChat(chat.checked), { signal });
-  box.append(labelled("chat", "the prompt is a message to an instruction-tuned model (-it)", chat));
+  box.append(labelled(t("chat"), t("the prompt is a message to an instruction-tuned model (-it)"), chat));
   return {
     el,
     show(given: Sampling, how: string, chats: boolean, enabled: boolean): void {
@@ -90,8 +97,11 @@ export function steeringSettings({ onSampling, onFollow, onChat, signal }: Setti
         if (!input.matches(":focus")) input.value = value === null ? "" : String(value);
         input.disabled = !enabled;
       }
-      const heat = given.temperature > 0 ? `temperature ${given.temperature}, seed ${given.seed}` : "likeliest token";
-      summary.textContent = `sampling: ${given.max_new_tokens} tokens, ${heat}`;
+      const heat =
+        given.temperature > 0
+          ? t("temperature {temperature}, seed {seed}", { temperature: given.temperature, seed: given.seed })
+          : t("likeliest token");
+      summary.textContent = t("sampling: {n} tokens, {how}", { n: given.max_new_tokens, how: heat });
       follow.value = how;
       chat.checked = chats;
       follow.disabled = chat.disabled = !enabled;

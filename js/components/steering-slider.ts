@@ -3,6 +3,7 @@
 import type { Band, DoseRow } from "../core/desk";
 import { keyed, placeOf, rounded, strengthAt } from "../core/dial";
 import { strengthText } from "../core/numbers";
+import { mark, t } from "../core/words";
 import { h } from "./dom";
 import "./steering-slider.css";
 
@@ -16,13 +17,13 @@ export interface SteeringSlider {
 
 const STEPS = 1000;
 const TICKS = [-4, -2, -1, 0, 1, 2, 4];
-const MEANING: Record<Band, string> = { none: "no effect", works: "works", breaks: "breaks" };
+const MEANING: Record<Band, string> = { none: mark("no effect"), works: mark("works"), breaks: mark("breaks") };
 
 export function steeringSlider(onChange: (strength: number) => void, signal: AbortSignal): SteeringSlider {
   const track = h("div", { class: "gl-dial-bands", attrs: { "aria-hidden": "true" } });
   const slider = h("input", {
     class: "gl-dial-range",
-    attrs: { type: "range", min: -STEPS, max: STEPS, step: 1, title: "Arrows: 0.05 · Shift: 0.5 · Home End 0" },
+    attrs: { type: "range", min: -STEPS, max: STEPS, step: 1, title: t("Arrows: 0.05 · Shift: 0.5 · Home End 0") },
   });
   // From zero to the value, not from the left: what is subtracted must not look like a little of something.
   const fill = h("span", { class: "gl-dial-fill" });
@@ -87,8 +88,8 @@ export function steeringSlider(onChange: (strength: number) => void, signal: Abo
     show(strength, enabled, name, means) {
       slider.disabled = number.disabled = !enabled;
       el.classList.toggle("gl-dial-off", !enabled);
-      slider.setAttribute("aria-label", `Strength of ${name}`);
-      number.setAttribute("aria-label", `Strength of ${name} as a number`);
+      slider.setAttribute("aria-label", t("Strength of {feature}", { feature: name }));
+      number.setAttribute("aria-label", t("Strength of {feature} as a number", { feature: name }));
       if (strength === shown && number.value !== "" && means === unit) return;
       unit = means;
       put(strength);

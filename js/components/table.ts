@@ -2,6 +2,7 @@
 
 import type { Picture } from "../core/picture";
 import { tokenName } from "../core/text";
+import { t, tn } from "../core/words";
 import { aboutLine } from "./about";
 import { banner } from "./banner";
 import { h } from "./dom";
@@ -50,10 +51,10 @@ export function table(options: ViewOptions): View {
   const sites = sitePicker((site) => choice.pickSite(site, sites), signal);
   const filter = h("input", {
     class: "gl-filter",
-    attrs: { type: "search", placeholder: "filter: number or text", "aria-label": "Filter features" },
+    attrs: { type: "search", placeholder: t("filter: number or text"), "aria-label": t("Filter features") },
   });
   const count = h("span", { class: "gl-quiet gl-count gl-number", attrs: { role: "status" } });
-  const place = h("button", { class: "gl-clear", attrs: { type: "button", title: "Show the whole text" } });
+  const place = h("button", { class: "gl-clear", attrs: { type: "button", title: t("Show the whole text") } });
   const rows = featureRows({
     onSelect: choice.pickFeature,
     onNeeded: wantFacts,
@@ -61,7 +62,7 @@ export function table(options: ViewOptions): View {
     tokenText: (position) => picture?.tokens[position]?.text || (picture ? tokenName(picture.tokens[position]) : ""),
     signal,
   });
-  const about = aboutLine("j k features · [ ] sites · Esc clears");
+  const about = aboutLine(t("j k features · [ ] sites · Esc clears"));
   const root = h(
     "div",
     { class: "gl-root gl-features" },
@@ -73,14 +74,14 @@ export function table(options: ViewOptions): View {
   const paint = themed(root, signal);
 
   const drawCount = () => {
-    count.textContent = rows.count === 1 ? "1 feature" : `${rows.count} features`;
+    count.textContent = tn("{n} feature", "{n} features", rows.count);
   };
   const draw = () => {
     if (!picture) return;
     const { tokens, strengths } = picture;
     const token = choice.token();
     place.hidden = token === null;
-    place.textContent = token === null ? "" : `at ${tokenName(tokens[token])} ×`;
+    place.textContent = token === null ? "" : t("at {token} ×", { token: tokenName(tokens[token]) });
     if (shown !== `${token}`) {
       shown = `${token}`;
       rows.show(

@@ -15,6 +15,14 @@ export function fillPieces(el: HTMLElement, pieces: Piece[]): void {
   );
 }
 
+/** A sentence with elements in it: `{name}` in a text is where `nodes.name` stands, wherever a language puts it. */
+export function sentence(text: string, nodes: Record<string, Node>): (Node | string)[] {
+  return text
+    .split(/(\{\w+\})/)
+    .filter(Boolean)
+    .map((part) => nodes[part.slice(1, -1)] ?? part);
+}
+
 /** A small chip with any text in it, white space shown. */
 export function chip(text: string, attrs: Record<string, string> = {}): HTMLElement {
   const el = h("span", { class: "gl-chip", attrs });

@@ -4,6 +4,7 @@ import { percentText, rawText, strengthText } from "../core/numbers";
 import type { Active } from "../core/strengths";
 import { tokenName } from "../core/text";
 import type { Guess, Token } from "../core/token";
+import { t } from "../core/words";
 import { bar } from "./bar";
 import { h } from "./dom";
 import { chip } from "./text";
@@ -24,10 +25,10 @@ export function tokenCard({ token, position, strongest, guesses }: TokenCard): H
       "div",
       { class: "gl-card-head" },
       h("span", { class: "gl-card-token", text: tokenName(token) }),
-      h("span", { class: "gl-quiet gl-number", text: `position ${position} · id ${token.id}` }),
+      h("span", { class: "gl-quiet gl-number", text: t("position {position} · id {id}", { position, id: token.id }) }),
     ),
   );
-  if (token.special) card.append(h("div", { class: "gl-card-title", text: "special token: never coloured" }));
+  if (token.special) card.append(h("div", { class: "gl-card-title", text: t("special token: never coloured") }));
   else if (strongest?.length) {
     const rows = h("div", { class: "gl-card-rows" });
     for (const active of strongest)
@@ -35,12 +36,12 @@ export function tokenCard({ token, position, strongest, guesses }: TokenCard): H
         h("span", { class: "gl-number", text: String(active.feature) }),
         bar("strength", active.shade),
         h("span", { class: "gl-number", text: strengthText(active.strength) }),
-        h("span", { class: "gl-number gl-quiet", text: `raw ${rawText(active.raw)}` }),
+        h("span", { class: "gl-number gl-quiet", text: t("raw {raw}", { raw: rawText(active.raw) }) }),
       );
-    card.append(h("div", { class: "gl-card-title", text: "strongest features" }), rows);
-  } else if (strongest) card.append(h("div", { class: "gl-card-title", text: "no feature is on here" }));
+    card.append(h("div", { class: "gl-card-title", text: t("strongest features") }), rows);
+  } else if (strongest) card.append(h("div", { class: "gl-card-title", text: t("no feature is on here") }));
   if (guesses?.length)
-    card.append(h("div", { class: "gl-card-title", text: "the model expects next" }), guessRows(guesses));
+    card.append(h("div", { class: "gl-card-title", text: t("the model expects next") }), guessRows(guesses));
   return card;
 }
 

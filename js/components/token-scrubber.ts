@@ -3,6 +3,7 @@
 import { opacity } from "../core/colour";
 import { tokenName, tokenPieces } from "../core/text";
 import type { Token } from "../core/token";
+import { t } from "../core/words";
 import { closestNumber, h } from "./dom";
 import { fillPieces } from "./text";
 import "./token-scrubber.css";
@@ -31,7 +32,7 @@ export function tokenScrubber({
 }): TokenScrubber {
   const line = h("div", {
     class: "gl-scrub-line",
-    attrs: { role: "listbox", "aria-label": "Tokens", "aria-orientation": "horizontal", tabindex: 0 },
+    attrs: { role: "listbox", "aria-label": t("Tokens"), "aria-orientation": "horizontal", tabindex: 0 },
   });
   const el = h("div", { class: "gl-scrub" }, line);
   let tokens: Token[] = [];
@@ -49,8 +50,12 @@ export function tokenScrubber({
         role: "option",
         id: `${line.id}-${token}`,
         "data-token": token,
-        title: `${tokenName(text)} · position ${token}`,
-        "aria-label": `token ${token + 1} of ${tokens.length}, '${tokenName(text)}'`,
+        title: t("{token} · position {position}", { token: tokenName(text), position: token }),
+        "aria-label": t("token {n} of {all}, '{token}'", {
+          n: token + 1,
+          all: tokens.length,
+          token: tokenName(text),
+        }),
         "aria-posinset": token + 1,
         "aria-setsize": tokens.length,
       },

@@ -3,6 +3,7 @@
 import { opacity } from "../core/colour";
 import { hasGap, tokenPieces } from "../core/text";
 import { type Token, textOf } from "../core/token";
+import { t } from "../core/words";
 import { closestNumber, h } from "./dom";
 import { fillPieces } from "./text";
 import "./token-strip.css";
@@ -33,7 +34,7 @@ export interface TokenStrip {
 export function tokenStrip({ onHover, onSelect, signal }: TokenStripCallbacks): TokenStrip {
   const el = h("div", {
     class: "gl-strip",
-    attrs: { role: "listbox", "aria-label": "Tokens", "aria-orientation": "horizontal" },
+    attrs: { role: "listbox", "aria-label": t("Tokens"), "aria-orientation": "horizontal" },
   });
   let tokens: Token[] = [];
   let spans: HTMLElement[] = [];

@@ -2,6 +2,7 @@
 
 import { visibleText } from "../core/text";
 import { wordDiff } from "../core/word-diff";
+import { t } from "../core/words";
 import { h } from "./dom";
 import "./word-diff.css";
 
@@ -14,7 +15,8 @@ export function wordDiffView(): { el: HTMLElement; show(before: string, after: s
       const state = JSON.stringify([before, after]);
       if (state === shown) return;
       shown = state;
-      if (before === after) el.replaceChildren(h("span", { class: "gl-quiet", text: "The two texts are the same." }));
+      if (before === after)
+        el.replaceChildren(h("span", { class: "gl-quiet", text: t("The two texts are the same.") }));
       else
         el.replaceChildren(
           ...wordDiff(before, after).map(({ kind, text }) => {

@@ -1,6 +1,7 @@
 /** What a SteeringDesk shows, as the kernel writes it (widgets/steering_wire.py). Any host may have put anything there. */
 
 import type { Token } from "./token";
+import { mark } from "./words";
 
 export const KINDS = ["add", "clamp", "scale", "ablate"] as const;
 export type Kind = (typeof KINDS)[number];
@@ -129,10 +130,10 @@ export interface Colour {
 }
 
 export const ARM_NAMES: Record<string, string> = {
-  default: "default",
-  steered: "steered",
-  random: "control: random direction",
-  flipped: "control: sign flipped",
+  default: mark("default"),
+  steered: mark("steered"),
+  random: mark("control: random direction"),
+  flipped: mark("control: sign flipped"),
 };
 
 export const NO_RUN: Run = { id: 0, state: "idle", error: null, arms: [], effects: {}, movers: [] };

@@ -1,6 +1,7 @@
 /** Where everything of one token's picture stands. Lengths in pixels. */
 
 import { BANDS, type Block, type Chain, type Column, type Evolution, type Ribbon, weightOf } from "./evolution";
+import { t } from "./words";
 
 export interface Placed {
   block: Block;
@@ -86,7 +87,7 @@ export function frame(evolution: Evolution, kinds: string[], available: number):
   const bands = kinds.map((kind, i) => {
     // What is weak is drawn a little higher than it is, or it could not be hit.
     const height = Math.max(heaviest[i] * unit + evolution.k * APART + 2 * LOWEST, 40);
-    const band = { kind, title: BANDS.find(([name]) => name === kind)?.[1] ?? kind, y, height };
+    const band = { kind, title: t(BANDS.find(([name]) => name === kind)?.[1] ?? kind), y, height };
     y += height + BETWEEN;
     return band;
   });

@@ -2,6 +2,7 @@
 
 import { featureName, parseFeature } from "./feature";
 import { decodeArray, type Numbers, type WireArray } from "./wire";
+import { mark } from "./words";
 
 /** As widgets/evolution_wire.py writes it. Arrays run over sites first, then tokens. */
 export interface WireEvolution {
@@ -109,10 +110,10 @@ export interface Column {
 
 /** Kinds of sites in the order of their bands. */
 export const BANDS: [kind: string, title: string][] = [
-  ["res", "residual"],
-  ["att", "attention"],
+  ["res", mark("residual")],
+  ["att", mark("attention")],
   ["mlp", "MLP"],
-  ["transcoder", "transcoder"],
+  ["transcoder", mark("transcoder")],
 ];
 
 /** A block may be this much higher than one at its own maximum. */

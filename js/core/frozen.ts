@@ -2,6 +2,7 @@
 
 import type { Facts } from "./feature";
 import type { Model } from "./model";
+import { t } from "./words";
 
 interface SavedArray {
   dtype: string;
@@ -38,7 +39,7 @@ export function frozenModel(saved: Record<string, unknown>): Model {
       const asked = (params.features as number[]).filter((feature) => facts[feature] !== undefined);
       return { kind: "value", id, value: Object.fromEntries(asked.map((feature) => [feature, facts[feature]])) };
     }
-    return { kind: "error", id, code: "needs-kernel", message: "This is a saved picture: that needs a kernel." };
+    return { kind: "error", id, code: "needs-kernel", message: t("This is a saved picture: that needs a kernel.") };
   };
   return {
     get: (name) => state[name],

@@ -4,6 +4,7 @@ import type { Banner } from "../components/banner";
 import type { Below } from "../components/below";
 import type { Model } from "../core/model";
 import { trait } from "../core/synced";
+import { t } from "../core/words";
 
 /** What anywidget gives a widget to show another one inside. */
 export interface Host {
@@ -36,7 +37,10 @@ export function showBelow(
     } catch (error) {
       if (mine.signal.aborted || signal.aborted) return;
       below.opened(false);
-      banner.say("below", `What should open below cannot be shown here: ${(error as Error).message}`);
+      banner.say(
+        "below",
+        t("What should open below cannot be shown here: {error}", { error: (error as Error).message }),
+      );
     }
   };
   trait(model, name, () => undefined).subscribe(show, signal);

@@ -14,6 +14,7 @@ import { Strengths, type WireMaxima } from "../core/strengths";
 import { trait } from "../core/synced";
 import type { Guess, Token } from "../core/token";
 import { SparseActs, type WireActs } from "../core/wire";
+import { mark, t } from "../core/words";
 
 export interface RenderProps {
   model: Model;
@@ -21,9 +22,10 @@ export interface RenderProps {
   signal: AbortSignal;
 }
 
-export const SILENT = "The kernel does not answer (busy or stopped). What is shown stays.";
-export const OTHER_VERSION =
-  "Reload the page: widget and kernel are of different versions. If that does not help, restart the kernel.";
+export const SILENT = mark("The kernel does not answer (busy or stopped). What is shown stays.");
+export const OTHER_VERSION = mark(
+  "Reload the page: widget and kernel are of different versions. If that does not help, restart the kernel.",
+);
 
 export function readSelection(given: unknown): Selection {
   const { token, feature } = (given ?? {}) as Partial<Selection>;
@@ -90,14 +92,17 @@ export function keepShown({ model, el, signal }: RenderProps, view: View, rpc: R
     if (signal.aborted) return;
     clearTimeout(late);
     const other = model.get("protocol") !== PROTOCOL;
-    view.banner.say("version", other ? OTHER_VERSION : null);
+    view.banner.say("version", other ? t(OTHER_VERSION) : null);
     if (other) return;
     try {
       view.show(readPicture(model));
       view.banner.say("unreadable", null);
     } catch (error) {
       console.error("gemloupe:", error);
-      view.banner.say("unreadable", `What the kernel sent cannot be shown: ${(error as Error).message}.`);
+      view.banner.say(
+        "unreadable",
+        t("What the kernel sent cannot be shown: {error}.", { error: (error as Error).message }),
+      );
     }
     shown = { site: model.get("site"), acts: model.get("acts") };
   };
@@ -120,7 +125,7 @@ export function keepShown({ model, el, signal }: RenderProps, view: View, rpc: R
   if (isLive(model))
     heartbeat(rpc, {
       visible: () => document.visibilityState === "visible" && view.el.getClientRects().length > 0,
-      onChange: (silent) => view.banner.say("silent", silent ? SILENT : null),
+      onChange: (silent) => view.banner.say("silent", silent ? t(SILENT) : null),
       signal,
     });
 }

@@ -1,6 +1,7 @@
 /** Two cards side by side, for any host of anywidgets. */
 
 import { type Side, sideBySide } from "../components/side-by-side";
+import { t } from "../core/words";
 import type { Host } from "./_below";
 import type { RenderProps } from "./_connect";
 import { inLanguage } from "./_language";
@@ -19,7 +20,8 @@ async function draw({ model, el, signal, host }: RenderProps & { host?: Host }):
         const card = await host.getWidget(ref);
         if (!signal.aborted) await card.render({ el: view[side], signal });
       } catch (error) {
-        if (!signal.aborted) view[side].textContent = `A card cannot be shown here: ${(error as Error).message}`;
+        if (!signal.aborted)
+          view[side].textContent = t("A card cannot be shown here: {error}", { error: (error as Error).message });
       }
     }),
   );

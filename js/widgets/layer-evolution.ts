@@ -12,6 +12,7 @@ import type { About } from "../core/picture";
 import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
 import type { Token } from "../core/token";
+import { t } from "../core/words";
 import { type Host, showBelow } from "./_below";
 import { isLive, OTHER_VERSION, type RenderProps, readSelection, SILENT } from "./_connect";
 import { inLanguage } from "./_language";
@@ -48,7 +49,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
   });
   el.append(view.el);
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
-  if (isLive(model) && !live) view.banner.say("version", OTHER_VERSION);
+  if (isLive(model) && !live) view.banner.say("version", t(OTHER_VERSION));
   const show = () => {
     if (signal.aborted) return;
     try {
@@ -59,7 +60,10 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
       view.banner.say("unreadable", null);
     } catch (error) {
       console.error("gemloupe:", error);
-      view.banner.say("unreadable", `What the kernel sent cannot be shown: ${(error as Error).message}.`);
+      view.banner.say(
+        "unreadable",
+        t("What the kernel sent cannot be shown: {error}.", { error: (error as Error).message }),
+      );
     }
   };
   trait(model, "layers", () => undefined).subscribe(show, signal);
@@ -68,7 +72,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
   if (host) showBelow(model, "card", host, view, signal);
   heartbeat(rpc, {
     visible: () => document.visibilityState === "visible" && view.el.getClientRects().length > 0,
-    onChange: (silent) => view.banner.say("silent", silent ? SILENT : null),
+    onChange: (silent) => view.banner.say("silent", silent ? t(SILENT) : null),
     signal,
   });
 }

@@ -8,6 +8,7 @@ import { type Model, PROTOCOL } from "../core/model";
 import type { About } from "../core/picture";
 import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
+import { t } from "../core/words";
 import { type Host, showBelow } from "./_below";
 import { isLive, OTHER_VERSION, type RenderProps, SILENT } from "./_connect";
 import { inLanguage } from "./_language";
@@ -50,7 +51,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
   });
   el.append(view.el);
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
-  if (isLive(model) && !live) view.banner.say("version", OTHER_VERSION);
+  if (isLive(model) && !live) view.banner.say("version", t(OTHER_VERSION));
   let due = false;
   const soon = () => {
     if (due) return;
@@ -67,7 +68,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
   if (host) showBelow(model, "desk", host, view, signal);
   heartbeat(rpc, {
     visible: () => document.visibilityState === "visible" && view.el.getClientRects().length > 0,
-    onChange: (silent) => view.banner.say("silent", silent ? SILENT : null),
+    onChange: (silent) => view.banner.say("silent", silent ? t(SILENT) : null),
     signal,
   });
 }

@@ -8,6 +8,7 @@ import { type Model, PROTOCOL } from "../core/model";
 import type { About } from "../core/picture";
 import { isAbort, Rpc } from "../core/rpc";
 import { trait } from "../core/synced";
+import { t } from "../core/words";
 import { isLive, OTHER_VERSION, type RenderProps, SILENT } from "./_connect";
 import { inLanguage } from "./_language";
 import { mount } from "./_static";
@@ -45,13 +46,13 @@ function draw({ model, el, signal }: RenderProps): void {
     signal,
   });
   el.append(view.el);
-  if (isLive(model) && !live) view.banner.say("version", OTHER_VERSION);
+  if (isLive(model) && !live) view.banner.say("version", t(OTHER_VERSION));
   signal.addEventListener("abort", () => view.el.remove(), { once: true });
   if (!live) return;
   heartbeat(rpc, {
     visible: () => document.visibilityState === "visible" && view.el.getClientRects().length > 0,
     onChange(silent) {
-      view.banner.say("silent", silent ? SILENT : null);
+      view.banner.say("silent", silent ? t(SILENT) : null);
       view.silent(silent);
     },
     signal,
