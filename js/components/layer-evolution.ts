@@ -231,6 +231,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       edges,
       target: found()?.target.feature ?? null,
       name: nameOf,
+      given: (one) => names.get()[one]?.[1] === true,
       label: (block) => spokenBlock(block, at, nameOf(block.name)),
       width: (room > 0 ? room : 960) - 2,
     });

@@ -22,6 +22,8 @@ export interface PlotContent {
   /** The feature they lead to; null for a next token. */
   target: string | null;
   name(feature: string): string;
+  /** Whether someone gave a feature its name, rather than a count. */
+  given(feature: string): boolean;
   label(block: Block): string;
   /** Pixels that are there. */
   width: number;
@@ -314,7 +316,7 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
 /** The block that gives a chain its name: the strongest that has a name someone gave, else the strongest. */
 function nameBearer(chain: Chain, content: PlotContent): string {
   const best = [...chain.blocks].sort((a, b) => b.shade - a.shade);
-  const named = best.find((block) => content.name(block.name) !== "" && !content.name(block.name).startsWith("on "));
+  const named = best.find((block) => content.given(block.name));
   return (named ?? best[0]).name;
 }
 

@@ -75,13 +75,15 @@ export class KernelEnd {
   readonly #onEvent: (event: LabEvent) => void;
   #join: Known["join"] = "not asked";
   #language: string | null = null;
+  readonly #tag: string;
   #kernelId: string | undefined;
   #life = new AbortController();
   #ended = false;
   #was: Standing = "none";
 
-  constructor(context: ISessionContext, onChange: () => void, onEvent: (event: LabEvent) => void) {
+  constructor(context: ISessionContext, tag: string, onChange: () => void, onEvent: (event: LabEvent) => void) {
     this.context = context;
+    this.#tag = tag;
     this.#onChange = onChange;
     this.#onEvent = onEvent;
     context.statusChanged.connect(this.#look, this);
@@ -211,6 +213,8 @@ export class KernelEnd {
     const state = await rpc.call<LabState>("state", {}, { signal });
     if (signal.aborted) return undefined;
     if (state.protocol !== PROTOCOL) return "old";
+    // Widgets of this kernel speak JupyterLab's language, unless the user chose one there.
+    await rpc.call("language", { tag: this.#tag }, { signal });
     this.rpc = rpc;
     this.state = state;
     return undefined;

@@ -19,6 +19,8 @@ export interface Kept {
 
 export interface Surroundings {
   trans: TranslationBundle;
+  /** The tag of JupyterLab's language. */
+  language: string;
   /** Notebooks that are open: path and name. */
   notebooks(): { path: string; name: string }[];
   /** The place that a choice of kernel means; null where there is none yet. */
@@ -90,6 +92,7 @@ export class Sidebar extends Panel {
       this.#end = place
         ? new KernelEnd(
             place.context,
+            this.#around.language,
             () => this.#update(),
             (event) => this.#heard(event),
           )

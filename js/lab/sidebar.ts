@@ -72,6 +72,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
     const panel = new Sidebar(
       {
         trans,
+        language: translator?.languageCode ?? "en",
         notebooks: () => {
           const open: { path: string; name: string }[] = [];
           notebooks.forEach(

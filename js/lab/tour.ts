@@ -4,6 +4,7 @@ import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/applica
 import { ICommandPalette, Notification } from "@jupyterlab/apputils";
 import { ILauncher } from "@jupyterlab/launcher";
 import { ISettingRegistry } from "@jupyterlab/settingregistry";
+import { ITranslator, nullTranslator } from "@jupyterlab/translation";
 import { gemloupeIcon } from "./icon";
 
 export const OPEN_TOUR = "gemloupe:open-tour";
@@ -38,23 +39,28 @@ export const tour: JupyterFrontEndPlugin<void> = {
   id: ID,
   description: "Opens the tour of gemloupe.",
   autoStart: true,
-  optional: [ICommandPalette, ILauncher, ISettingRegistry],
+  optional: [ICommandPalette, ILauncher, ISettingRegistry, ITranslator],
   activate: async (
     app: JupyterFrontEnd,
     palette: ICommandPalette | null,
     launcher: ILauncher | null,
     registry: ISettingRegistry | null,
+    translator: ITranslator | null,
   ) => {
+    const trans = (translator ?? nullTranslator).load("gemloupe");
     app.commands.addCommand(OPEN_TOUR, {
-      label: (args) => (args.isPalette ? "Gemloupe: open the tour" : "Tour"),
-      caption: "Open the tour of gemloupe",
+      label: (args) => (args.isPalette ? trans.__("Gemloupe: open the tour") : trans.__("Tour")),
+      caption: trans.__("Open the tour of gemloupe"),
       icon: gemloupeIcon,
       execute: async () => {
         const path = await findTour(app);
         if (path !== undefined) return app.commands.execute("docmanager:open", { path });
         // JupyterLab cuts a notification off after 140 characters.
         Notification.warning(
-          `No tour here: ${PLACES[0]} is missing. Start JupyterLab in the gemloupe folder, or copy its notebooks here.`,
+          trans.__(
+            "No tour here: %1 is missing. Start JupyterLab in the gemloupe folder, or copy its notebooks here.",
+            PLACES[0],
+          ),
           { autoClose: false },
         );
         return undefined;

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import refuse
 from .site import Site
+from .words import say
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -95,25 +96,41 @@ class Plan:
         """(what, how much) as text, in the order they are shown."""
 
         def size(count: int | None) -> str:
-            return "unknown" if count is None else said(count)
+            return say("unknown") if count is None else said(count)
 
         every = sum(self.sae_bytes.values())
         number = len(self.sae_bytes)
-        where = f"{self.resident} of {number} held at a time, the rest paged" if self.paged else "all held"
-        room = {True: "fits", False: "does not fit", None: "free memory unknown"}[self.fits]
-        free = "" if self.free is None else f" of {said(self.free)} free: {room}"
-        seconds = f"unknown: {self.how}"
+        where = say("all held")
+        if self.paged:
+            where = say("{some} of {all} held at a time, the rest paged", some=self.resident, all=number)
+        room = {True: say("fits"), False: say("does not fit"), None: say("free memory unknown")}[self.fits]
+        memory = size(self.device_bytes)
+        if self.free is not None:
+            memory = say("{size} of {free} free: {room}", size=memory, free=said(self.free), room=room)
+        seconds = say("unknown: {how}", how=self.how)
         if self.seconds is not None:
-            seconds = f"about {self.seconds:.{0 if self.seconds >= 10 else 1}f} s ({self.how})"
+            number_of = f"{self.seconds:.{0 if self.seconds >= 10 else 1}f}"
+            seconds = say("about {seconds} s ({how})", seconds=number_of, how=self.how)
+        saes = say("none: texts only")
+        if number:
+            saes = say("{n} of {scope}: {size}", n=number, scope=self.scope, size=said(every))
+        model = say(
+            "{model}, {dtype} on {device}: {size}",
+            model=self.model,
+            dtype=self.dtype,
+            device=self.device,
+            size=size(self.model_bytes),
+        )
+        budget = say("{size} ({origin}); {where}", size=said(self.budget), origin=self.budget_from, where=where)
         return [
-            ("model", f"{self.model}, {self.dtype} on {self.device}: {size(self.model_bytes)}"),
-            ("SAEs", f"{number} of {self.scope}: {said(every)}" if number else "none: texts only"),
-            *([("budget for SAEs", f"{said(self.budget)} ({self.budget_from}); {where}")] if number else []),
-            ("download", "nothing" if self.download == 0 else size(self.download)),
-            ("disk", size(self.disk)),
-            ("host memory", size(self.host_bytes)),
-            ("device memory", f"{size(self.device_bytes)}{free}"),
-            (f"a read of {self.tokens} tokens", seconds),
+            (say("model"), model),
+            (say("SAEs"), saes),
+            *([(say("budget for SAEs"), budget)] if number else []),
+            (say("download"), say("nothing") if self.download == 0 else size(self.download)),
+            (say("disk"), size(self.disk)),
+            (say("host memory"), size(self.host_bytes)),
+            (say("device memory"), memory),
+            (say("a read of {n} tokens", n=self.tokens), seconds),
         ]
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import refuse
 from .site import Site
+from .words import counted, joined, say
 
 # Fewer tokens than this say more about themselves than about the SAE.
 LEAST_TOKENS = 16
@@ -59,42 +60,52 @@ class Fidelity:
 
     def _judged(self) -> tuple[str, str]:
         if self.tokens < LEAST_TOKENS:
-            s = "" if self.tokens == 1 else "s"
-            return (
-                "unknown",
-                f"too few tokens to judge: {self.tokens} ordinary token{s}, at least {LEAST_TOKENS} needed",
+            few = counted(
+                "too few tokens to judge: {n} ordinary token, at least {least} needed",
+                "too few tokens to judge: {n} ordinary tokens, at least {least} needed",
+                self.tokens,
+                least=LEAST_TOKENS,
             )
+            return "unknown", few
         red: list[str] = []
         amber: list[str] = []
         good: list[str] = []
         if self.l0 == 0:
-            red.append("no feature is on anywhere")
+            red.append(say("no feature is on anywhere"))
         elif self.declared_l0:
-            says = f"{self.l0:.0f} features on per token, {self.declared_l0:.0f} declared"
+            on, declared = f"{self.l0:.0f}", f"{self.declared_l0:.0f}"
+            says = say("{on} features on per token, {declared} declared", on=on, declared=declared)
             off = abs(math.log(self.l0 / self.declared_l0))
             bin_ = red if off > math.log(RED_RATIO) else amber if off > math.log(AMBER_RATIO) else good
             bin_.append(says)
         else:
-            good.append(f"{self.l0:.0f} features on per token")
+            good.append(say("{on} features on per token", on=f"{self.l0:.0f}"))
         if self.fvu is None:
-            amber.append("the tokens hardly vary, so the share of variance missed is unknown")
+            amber.append(say("the tokens hardly vary, so the share of variance missed is unknown"))
         else:
-            says = f"the reconstruction misses {self.fvu:.0%} of the variance"
-            usual = "" if self.declared_fvu is None else f" ({self.declared_fvu:.0%} declared)"
+            missed = f"{self.fvu:.0%}"
+            if self.declared_fvu is None:
+                says = say("the reconstruction misses {missed} of the variance", missed=missed)
+            else:
+                usual = f"{self.declared_fvu:.0%}"
+                says = say(
+                    "the reconstruction misses {missed} of the variance ({declared} declared)",
+                    missed=missed,
+                    declared=usual,
+                )
             if self.fvu >= 10:  # a tensor of another scale misses it by orders of magnitude
-                red.append("the reconstruction is off by many times what the tensor varies")
+                red.append(say("the reconstruction is off by many times what the tensor varies"))
             elif self.fvu >= RED_FVU:
-                no_better = ", no better than the mean" if self.fvu >= 1 else ""
-                red.append(f"{says}{usual}{no_better}")
+                red.append(says if self.fvu < 1 else say("{says}, no better than the mean", says=says))
             else:
                 most = AMBER_FVU if self.declared_fvu is None else min(AMBER_FVU, AMBER_WORSE * self.declared_fvu)
-                (amber if self.fvu > most else good).append(f"{says}{usual}")
+                (amber if self.fvu > most else good).append(says)
         for light, found in (("red", red), ("amber", amber)):
             if found:
                 if light == "red":
-                    found.append("it reads another tensor than it was trained on, or very unusual text")
-                return light, "; ".join(found)
-        return "green", "; ".join(good)
+                    found.append(say("it reads another tensor than it was trained on, or very unusual text"))
+                return light, joined("; ", found)
+        return "green", joined("; ", good)
 
 
 class Fidelities(Mapping[Site, Fidelity]):

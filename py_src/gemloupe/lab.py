@@ -24,6 +24,7 @@ from .loupe import Loupe, running
 from .widgets.live import LiveWidget, alive, keep_subshell, watch
 from .widgets.trace_view import TraceView
 from .wire.rpc import Calls
+from .words import follow, here, say
 
 TARGET = "gemloupe.lab"
 PROTOCOL = 1
@@ -71,16 +72,17 @@ class Lab:
     def connect(self, comm: Any, _message: Any = None) -> None:
         """A browser opened the comm."""
         keep_subshell(comm)
-        calls = Calls(self.methods(), lambda data: comm.send(data=data), self._threads)
+        calls = Calls(self.methods(), lambda data: comm.send(data=here(data)), self._threads)
         comm.on_msg(lambda message: calls.receive(message["content"]["data"]))
         comm.on_close(lambda _message: self._ends.pop(comm, None))
-        self._ends[comm] = lambda data: comm.send(data=data)
+        self._ends[comm] = lambda data: comm.send(data=here(data))
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         """What the browser may call, by name."""
         return {
             "ping": lambda: None,
             "state": self.state,
+            "language": follow,
             "plan": self.plan,
             "open": self.open,
             "give_up": self.give_up,
@@ -133,7 +135,7 @@ class Lab:
         from .loupe import plan
 
         found = plan(model)
-        return [[what, much] for what, much in found.rows()] + [["note", note] for note in found.notes]
+        return [[what, much] for what, much in found.rows()] + [[say("note"), note] for note in found.notes]
 
     def open(self, model: str | None = None) -> None:
         """Open `model` (None: the built-in one) on a thread of its own; events 'opening' say how it goes."""
@@ -152,7 +154,7 @@ class Lab:
         def report(what: str, share: float | None = None, *_: Any) -> None:
             if given_up.is_set():
                 raise _GivenUp
-            self._opening = {"model": model, "what": str(what), "share": share}
+            self._opening = {"model": model, "what": what, "share": share}
             self.tell("opening", **self._opening)
 
         end: dict[str, Any] = {"state": "opened"}

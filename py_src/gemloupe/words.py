@@ -41,6 +41,13 @@ def say(message: str, /, **values: Any) -> str:
     return text
 
 
+def counted(one: str, many: str, n: int, /, **values: Any) -> str:
+    """`say` for a number of things: `one` where n is 1, `many` elsewhere; {n} is the number."""
+    text = Said(_fill(one if n == 1 else many, {"n": n, **values}))
+    text.message, text.values = one, {"n": n, **values}
+    return text
+
+
 def joined(between: str, parts: Iterable[str]) -> str:
     """`between.join(parts)`, which can be put into another language part by part."""
     parts = tuple(parts)

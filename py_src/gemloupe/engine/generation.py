@@ -18,6 +18,7 @@ from ..run.generate import Recorder, compare, generate, mean
 from ..run.steer import Steering
 from ..run.tokens import token_bytes
 from ..trace import Token, Trace
+from ..words import say
 from .job import Stop, ThreadJob
 from .protocol import CompareRequest, Comparison, Effect, GenerateRequest, Generation, MeanRequest, NewToken
 
@@ -272,8 +273,13 @@ class _Run:
         notes: tuple[str, ...] = ()
         if row.not_finite is not None:
             at, edit = row.not_finite
-            blamed = "without any edit at work" if edit is None else f"with {edit} adding the most"
-            notes = (f"Stopped before new token {at}: the model's numbers were no longer finite, {blamed}.",)
+            blamed = say("without any edit at work") if edit is None else say("with {edit} adding the most", edit=edit)
+            stopped = say(
+                "Stopped before new token {n}: the model's numbers were no longer finite, {blamed}.",
+                n=at,
+                blamed=blamed,
+            )
+            notes = (stopped,)
         return Generation(
             prompt=self._prompt,
             tokens=new,
@@ -309,14 +315,15 @@ def _why(edit: Edit, arrays: dict[str, np.ndarray], tokens: Sequence[Token], pro
         return ""
     named = [token for position, token in enumerate(tokens[:-1]) if edit.covers(position, prompt)]
     if not named:
-        return "its where= names no token here"
+        return say("its where= names no token here")
     if not edit.specials and all(token.special for token in named):
-        return "every token it names is special"
+        return say("every token it names is special")
     if edit.kind in ("add", "add_vector") and edit.strength == 0:
-        return "its strength is 0"
+        return say("its strength is 0")
     if edit.kind == "scale" and edit.strength == 1:
-        return "a factor of 1 changes nothing"
+        return say("a factor of 1 changes nothing")
     if edit.kind in ("scale", "ablate") or edit.strength == 0:
-        asleep = "its feature is never active here"
-        return asleep if edit.when is None or not arrays["activation"].any() else "its condition is never met here"
-    return "its condition is never met here" if edit.when is not None else "it does not reach this text"
+        if edit.when is None or not arrays["activation"].any():
+            return say("its feature is never active here")
+        return say("its condition is never met here")
+    return say("its condition is never met here") if edit.when is not None else say("it does not reach this text")

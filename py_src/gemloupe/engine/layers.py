@@ -26,6 +26,7 @@ from ..run.pages import free_bytes
 from ..run.tokens import token_bytes, token_text
 from ..site import Site
 from ..trace import Token, Trace
+from ..words import say
 from .job import ThreadJob
 from .protocol import AttributeRequest, EvolveRequest, Progress, WithoutRequest
 
@@ -62,7 +63,13 @@ def start_evolve(engine: LocalEngine, request: EvolveRequest) -> ThreadJob[Evolu
             engine.pages.expect(())
         notes: tuple[str, ...] = ()
         if guesses and request.positions is None and last + 1 > GUESSED:
-            notes = (f"The model's guesses are of the last {GUESSED} of {last + 1:,} tokens; at= chooses others.",)
+            notes = (
+                say(
+                    "The model's guesses are of the last {some} of {all} tokens; at= chooses others.",
+                    some=GUESSED,
+                    all=f"{last + 1:,}",
+                ),
+            )
         return _evolution(engine, tokens, found, k, notes)
 
     return engine.submit(ThreadJob(work))
@@ -180,7 +187,7 @@ def _attribution(
     edges = tuple(Edge(FeatureId(site, index), target, effect, at) for _, effect, site, index, at in parts[:k])
     notes: tuple[str, ...] = ()
     if not found.features:
-        notes = (f"No open site comes before {target}, so nothing can have led to it.",)
+        notes = (say("No open site comes before {target}, so nothing can have led to it.", target=target),)
     maxima = {site: engine.maxima(site) for site in found.acts}
     return Attribution(
         target,

@@ -27,6 +27,7 @@ from ..run.tokens import token_text, tokenize
 from ..site import Site
 from ..sparse import SparseActs
 from ..trace import Guess, Token, Trace
+from ..words import say
 from .generation import GenerationJob, start, start_compare, start_mean
 from .job import ThreadJob, Worker
 from .layers import start_attribute, start_evolve, start_without
@@ -234,7 +235,11 @@ class LocalEngine:
             if origin is not None:
                 by.setdefault(origin, []).append(str(site))
         return tuple(
-            f"Maxima at {', '.join(sites) if len(sites) <= 4 else f'{len(sites)} sites'} are {origin}."
+            say(
+                "Maxima at {sites} are {origin}.",
+                sites=", ".join(sites) if len(sites) <= 4 else say("{n} sites", n=len(sites)),
+                origin=origin,
+            )
             for origin, sites in by.items()
         )
 
@@ -274,8 +279,14 @@ class LocalEngine:
         if sum(sizes) <= self._pages.budget:
             return ()
         return (
-            f"{len(sizes)} SAEs take {said(sum(sizes))}; the budget of {said(self._pages.budget)} holds about "
-            f"{self._pages.budget * len(sizes) // sum(sizes)} of them at a time, the others are paged in when needed.",
+            say(
+                "{n} SAEs take {size}; the budget of {budget} holds about {some} of them at a time, the others are "
+                "paged in when needed.",
+                n=len(sizes),
+                size=said(sum(sizes)),
+                budget=said(self._pages.budget),
+                some=self._pages.budget * len(sizes) // sum(sizes),
+            ),
         )
 
     def _digests(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import refuse
+from ..words import say
 from . import cache
 from .gguf_file import Tensor, dequantised, read_gguf
 
@@ -97,7 +98,7 @@ def builtin_model(progress: Progress | None = None, *, source: Source = BUILTIN)
     with (
         _shown(progress, source) as show,
         cache.explained(need),
-        cache.alone(target, waiting=lambda: show("waiting for another process that prepares it", 0.0)),
+        cache.alone(target, waiting=lambda: show(say("waiting for another process that prepares it"), 0.0)),
     ):
         if not _whole(target, source):  # else the other process did it meanwhile
             _convert(source, parts, target, show)
@@ -165,22 +166,24 @@ def _convert(source: Source, parts: list[Path], target: Path, show: Progress) ->
     done = _Done(work, source)
     cache.require_space(_space_needed(parts) - done.bytes(), work)
 
-    show("checking the file", 0.0)
-    data = read_parts(source, parts, lambda share: show("checking the file", 0.1 * share))
+    show(say("checking the file"), 0.0)
+    data = read_parts(source, parts, lambda share: show(say("checking the file"), 0.1 * share))
     fields, tensors = read_gguf(data)
     if not done.has(TOKENIZER):
-        show("building the tokenizer", 0.1)
+        show(say("building the tokenizer"), 0.1)
         done.write(TOKENIZER, [tokenizer_json(fields)])
     if not done.has(WEIGHTS):
-        show("writing the weights", 0.4)
-        done.write(WEIGHTS, safetensors(data, tensors, lambda share: show("writing the weights", 0.4 + 0.6 * share)))
+        show(say("writing the weights"), 0.4)
+        done.write(
+            WEIGHTS, safetensors(data, tensors, lambda share: show(say("writing the weights"), 0.4 + 0.6 * share))
+        )
     done.write(SETTINGS, [_json(tokenizer_settings(fields))])
     done.write(CONFIG, [_json(config_of(fields, source))])
     stamp = {"format": 1, "id": source.id, "source": source.digest, "converter": CONVERTER, "files": done.files}
     (work / STAMP).write_bytes(_json(stamp))
     (work / _Done.NAME).unlink(missing_ok=True)
     cache.put_in_place(work, target)
-    show("ready", 1.0)
+    show(say("ready"), 1.0)
 
 
 class _Done:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..budget import said
 from ..errors import refuse
 from ..site import Site
+from ..words import say
 
 if TYPE_CHECKING:
     import pandas
@@ -497,9 +498,11 @@ def catalog(model: str | None = None) -> Catalog:
 
 def borrowed(base: str, model: str) -> str:
     """What is said when a base model's SAEs are used on its chat model."""
-    return (
-        f"These SAEs were trained on {base}, not on the chat model {model}. Gemma Scope's report found that they carry "
-        "over with little loss; the error of their reconstruction is larger."
+    return say(
+        "These SAEs were trained on {base}, not on the chat model {model}. Gemma Scope's report found that they carry "
+        "over with little loss; the error of their reconstruction is larger.",
+        base=base,
+        model=model,
     )
 
 

@@ -22,6 +22,7 @@ import torch
 from ..budget import said
 from ..errors import Refusal, refuse
 from ..site import Site
+from ..words import say
 from . import cache, hub, layouts
 from .artifact import read_json, sha256, verify
 from .catalog import (
@@ -213,13 +214,17 @@ def _notes(model: str | None, trained: list[str]) -> tuple[str, ...]:
     """What is said when the SAEs were trained on another model than the open one."""
     ours = None if model is None else spelled(model)
     if ours is None or base_model(ours) not in DIMENSIONS:
-        return (f"The SAEs were trained on {trained[0]}; the open model is taken to be that one.",)
+        return (say("The SAEs were trained on {base}; the open model is taken to be that one.", base=trained[0]),)
     others = [name for name in trained if name != ours]
     if not others:
         return ()
     if ours.endswith("-it"):
         return (borrowed(others[0], ours),)
-    return (f"These SAEs were trained on {others[0]}, not on {ours}; they may explain less here.",)
+    return (
+        say(
+            "These SAEs were trained on {base}, not on {model}; they may explain less here.", base=others[0], model=ours
+        ),
+    )
 
 
 # ---- our own copy
@@ -281,7 +286,11 @@ def convert(entry: Entry, progress: Progress | None = None) -> Sae:
     """
     target = hub.copy_folder(entry)
     need = said(entry.bytes)
-    waiting = (lambda: progress(f"waiting for another process that prepares {entry}", 0.0)) if progress else None
+    waiting = (
+        (lambda: progress(say("waiting for another process that prepares {what}", what=entry), 0.0))
+        if progress
+        else None
+    )
     with cache.explained(need, cache.folder()), cache.alone(target, waiting=waiting):
         made = opened(entry)  # by the other process, meanwhile
         if made is None:
@@ -295,7 +304,7 @@ def convert(entry: Entry, progress: Progress | None = None) -> Sae:
                 file = hub.fetch(entry, progress=progress, again=True)
                 sae = _read(entry, file)
             if progress is not None:
-                progress(f"converting {entry}", 0.0)
+                progress(say("converting {what}", what=entry), 0.0)
             _write(entry, sae, file, target)
             made = opened(entry)
         if made is None:

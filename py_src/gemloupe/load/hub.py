@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..budget import said
 from ..errors import refuse
+from ..words import say
 from . import cache
 from .catalog import Entry
 
@@ -78,7 +79,7 @@ def fetch(entry: Entry, *, progress: Progress | None = None, again: bool = False
         return here
     options: dict[str, Any] = {"force_download": True} if again else {}
     if progress is not None and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
-        options["tqdm_class"] = _bar(progress, f"downloading {entry}")
+        options["tqdm_class"] = _bar(progress, say("downloading {what}", what=entry))
     try:
         if not constants.HF_HUB_OFFLINE:
             place = Path(constants.HF_HUB_CACHE)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import refuse
+from ..words import say
 from . import hub
 from .builtin import BUILTIN_DIGEST, BUILTIN_ID, STAMP, Progress, builtin_model
 
@@ -82,9 +83,9 @@ def load_model(
     tokenizer = _tokenizer(folder, shown)
     digest = BUILTIN_DIGEST if given is None else _stamped(folder)
     if digest == BUILTIN_DIGEST:
-        notes.append("The weights are a 4-bit quantisation (Q4_K_M) of Google's Gemma 3 270M, widened again.")
+        notes.append(say("The weights are a 4-bit quantisation (Q4_K_M) of Google's Gemma 3 270M, widened again."))
     if kind == "gemma3":
-        notes.append("Only the text half of this model is open; its vision tower is not.")
+        notes.append(say("Only the text half of this model is open; its vision tower is not."))
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else model.config.bos_token_id
     return LoadedModel(
         model=model,
@@ -211,9 +212,12 @@ def _place(torch: Any, device: Any, dtype: str | None) -> tuple[str, str, list[s
     native = chosen.startswith("cuda") and torch.cuda.get_device_capability(chosen)[0] >= 8
     kept = dtype or ("bfloat16" if native else "float32")
     name = f" ({torch.cuda.get_device_name(chosen)})" if chosen.startswith("cuda") else ""
-    notes = [f"Runs on {chosen}{name} in {kept}" + ("; no GPU was found." if len(available) == 1 else ".")]
+    where = f"{chosen}{name}"
+    notes = [say("Runs on {device} in {dtype}.", device=where, dtype=kept)]
+    if len(available) == 1:
+        notes.append(say("No GPU was found."))
     if chosen.startswith("cuda") and kept == "bfloat16" and not native:
-        notes.append("This GPU has no bfloat16 of its own and emulates it slowly; float32 may be faster.")
+        notes.append(say("This GPU has no bfloat16 of its own and emulates it slowly; float32 may be faster."))
     return chosen, kept, notes
 
 

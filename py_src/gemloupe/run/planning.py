@@ -20,6 +20,7 @@ from ..load.catalog import DIMENSIONS, base_model, spelled
 from ..load.find import find_scope
 from ..load.scope import Scope
 from ..site import Site
+from ..words import say
 from .encodings import waiting_bytes
 from .pages import beside, default_budget, footprint, free_bytes
 from .read import CHUNK
@@ -134,20 +135,22 @@ def plan(
         if isinstance(opened, Scope) and opened.source(site) is not None:
             copies += footprint(opened.width(site), d_in, "meta", d_out=out)
     if unknown:
-        notes += ("The size of the SAEs is unknown, since the model's is.",)
+        notes += (say("The size of the SAEs is unknown, since the model's is."),)
 
     free = free_bytes(place) if here else None
     every, largest = sum(sizes.values()), max(sizes.values(), default=0)
     if allowed is not None:
-        limit, source = allowed, "given"
+        limit, source = allowed, say("given")
         if largest > allowed:
             worst = max(sizes, key=sizes.__getitem__)
-            notes += (f"This budget is too small: the SAE at {worst} alone takes {said(largest)}.",)
+            notes += (
+                say("This budget is too small: the SAE at {site} alone takes {size}.", site=worst, size=said(largest)),
+            )
     elif here:
         after = max(0, (free or 0) - (weights or 0)) // 2
-        limit, source = max(after, largest), "half of what is free once the model is loaded"
+        limit, source = max(after, largest), say("half of what is free once the model is loaded")
     else:
-        limit, source = every, f"{place} is not here to be asked, so all are taken to fit"
+        limit, source = every, say("{device} is not here to be asked, so all are taken to fit", device=place)
 
     held = min(every, limit)
     waiting = 0 if opened is None else waiting_bytes(CHUNK, [opened.width(site) for site in sizes], torch.device(place))
@@ -200,10 +203,20 @@ def _shape(model: Any) -> tuple[str, Shape | None, Path | None, tuple[str, ...]]
         try:
             return folder.resolve().name, _from_config(json.loads((folder / "config.json").read_bytes())), folder, ()
         except (OSError, ValueError, KeyError, TypeError):
-            return folder.name, None, folder, (f"The size of {folder} is unknown: no config.json there can be read.",)
+            return (
+                folder.name,
+                None,
+                folder,
+                (say("The size of {folder} is unknown: no config.json there can be read.", folder=folder),),
+            )
     name = spelled(str(model))
     known = SHAPES.get(base_model(name))
-    return name, known, None, () if known else (f"The size of {name} is unknown here; SAEs are counted without it.",)
+    return (
+        name,
+        known,
+        None,
+        () if known else (say("The size of {model} is unknown here; SAEs are counted without it.", model=name),),
+    )
 
 
 def _from_config(config: dict[str, Any]) -> Shape:
@@ -258,18 +271,22 @@ def _seconds(
 ) -> tuple[float | None, str]:
     """(estimate, how it was made) for one read of `TOKENS` tokens at all sites."""
     if shape is None or not here:
-        return None, "the model's size is unknown" if shape is None else f"{place} is not here to be timed"
+        if shape is None:
+            return None, say("the model's size is unknown")
+        return None, say("{device} is not here to be timed", device=place)
     passes = 2.0 * TOKENS * shape.block / _speed(place, dtype)
     encoded = sum(2.0 * TOKENS * shape.width(site) * opened.width(site) for site in sizes)
     encodes = encoded / _speed(place, "float32") if sizes else 0.0
-    how = "matrix products at the speed of one measured now"
+    how = say("matrix products at the speed of one measured now")
     if sum(sizes.values()) <= limit:
         return passes + encodes, how
     # The least recently used leaves first, so a round through more than the budget holds brings every SAE anew.
     moved = sum(sizes.values()) * (0.5 if place == "cpu" else 1.0)  # of a mapped SAE only the encoder is read
     pace = _DISK if place == "cpu" else _BUS
     paging = moved / pace
-    return max(passes + encodes, paging), f"{how}; paging at {said(pace)}/s, beside them: {paging:.2g} s"
+    return max(passes + encodes, paging), say(
+        "{how}; paging at {pace}/s, beside them: {seconds} s", how=how, pace=said(pace), seconds=f"{paging:.2g}"
+    )
 
 
 def _speed(place: str, dtype: str) -> float:

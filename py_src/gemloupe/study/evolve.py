@@ -9,6 +9,7 @@ import numpy as np
 
 from ..evolution import Columns, Evolution, Ribbon
 from ..feature import FeatureId
+from ..words import say
 from .matches import joined, neighbours_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def evolve(engine: Engine, request: EvolveRequest, file: MatchFile | None) -> Ev
     found = engine.evolve(request).result()
     local = hasattr(engine, "loaded")
     if file is None and not local:
-        note = "Features are not joined from layer to layer: there is no file of matches (loupe.write_matches)."
+        note = say("Features are not joined from layer to layer: there is no file of matches (loupe.write_matches).")
         return replace(found, notes=(*found.notes, note))
     return replace(found, ribbons=ribbons(found, engine, file))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..edits import Edit, edits_of
 from ..errors import refuse
+from ..words import say
 
 FORMAT = 1
 KIND = "steering preset"
@@ -80,11 +81,12 @@ class Preset:
         What either side does not know is not compared. SAEs are compared at the sites that are edited.
         """
         found = []
-        for key, name in (("model", "model"), ("model_digest", "model file"), ("scope", "set of SAEs")):
-            found += _difference(f"The {name}", self.made_with.get(key), about.get(key))
+        names = {"model": say("The model"), "model_digest": say("The model file"), "scope": say("The set of SAEs")}
+        for key, name in names.items():
+            found += _difference(name, self.made_with.get(key), about.get(key))
         theirs, ours = self.made_with.get("sae_digests") or {}, about.get("sae_digests") or {}
         for site in sorted({str(edit.site) for edit in self.edits}):
-            found += _difference(f"The SAE at {site}", theirs.get(site), ours.get(site))
+            found += _difference(say("The SAE at {site}", site=site), theirs.get(site), ours.get(site))
         return found
 
     def code(self) -> str:
@@ -132,4 +134,6 @@ def _difference(name: str, theirs: Any, ours: Any) -> list[str]:
     if theirs is None or ours is None or theirs == ours:
         return []
     short = [value[:12] if len(str(value)) == 64 else value for value in (str(theirs), str(ours))]
-    return [f"{name} is {short[1]} here, and was {short[0]} when this run was saved."]
+    return [
+        say("{name} is {here} here, and was {there} when this run was saved.", name=name, here=short[1], there=short[0])
+    ]

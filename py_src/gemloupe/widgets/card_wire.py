@@ -91,13 +91,13 @@ def wire_example(example: Example, known: tuple[int, int] | None = None) -> dict
 
 def wire_label(label: Label) -> dict[str, Any]:
     """One label and who gave it."""
-    return {"text": label.text, "source": label.source, "by": label.by, "score": number(label.score)}
+    return {"text": label.shown, "source": label.source, "by": label.shown_by, "score": number(label.score)}
 
 
 def wire_name(label: Label | None, facts: FeatureFacts) -> dict[str, Any]:
     """What stands beside another feature's number: its label, or what it promotes."""
     return {
-        "label": "" if label is None else label.text,
+        "label": "" if label is None else label.shown,
         "source": "" if label is None else label.source,
         "promotes": [text for text, _ in facts.promotes[:_NAMED]],
     }

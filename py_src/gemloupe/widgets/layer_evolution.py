@@ -137,7 +137,7 @@ class LayerEvolution(LiveWidget):
             except Refusal as refusal:  # a loupe that was closed: the picture stays, without names
                 _log.info("names of features: %s", refusal)
                 break
-            named |= {str(name): [label.text, label.source != "automatic"] for name, label in found.items()}
+            named |= {str(name): [label.shown, label.source != "automatic"] for name, label in found.items()}
             if start == 0 and named:
                 self.names = dict(named)
         if not task.cancelled:

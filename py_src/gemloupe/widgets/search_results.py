@@ -274,9 +274,9 @@ def wire_hit(hit: Hit) -> dict[str, Any]:
     label = hit.label
     return {
         "feature": str(hit.feature),
-        "label": "" if label is None else label.text,
+        "label": "" if label is None else label.shown,
         "source": "" if label is None else label.source,
-        "by": "" if label is None else label.by,
+        "by": "" if label is None else label.shown_by,
         "score": None if label is None else label.score,
         "strength": _known(hit.strength),
         "raw": _known(hit.raw),

@@ -33,6 +33,7 @@ from ..study.preset import SAMPLING, Preset
 from ..study.reread import reread
 from ..study.sweep import Sweep, sweep
 from ..wire.rpc import Handler
+from ..words import say
 from . import steering_wire as wire
 from .colour import PALETTES
 from .latest import Latest, Pace, Task
@@ -748,8 +749,9 @@ def _arm_notes(generation: Generation) -> list[str]:
     notes = list(generation.notes)
     if generation.not_finite is not None:
         index, edit = generation.not_finite
-        by = f" The edit nearest to it is {edit}." if edit is not None else ""
-        notes.append(f"Stopped at new token {index + 1}: the activations were no longer finite numbers.{by}")
+        notes.append(say("Stopped at new token {n}: the activations were no longer finite numbers.", n=index + 1))
+        if edit is not None:
+            notes.append(say("The edit nearest to it is {edit}.", edit=edit))
     return notes
 
 

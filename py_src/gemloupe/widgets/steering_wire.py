@@ -12,6 +12,7 @@ from ..edits import Edit
 from ..engine.protocol import Effect, FeatureFacts, Generation
 from ..feature import FeatureId
 from ..trace import Token
+from ..words import counted, joined, say
 from .trace_view import wire_token
 
 _PROMOTED = 6
@@ -42,7 +43,9 @@ def wire_edit(key: int, edit: Edit, facts: FeatureFacts | None, error: str | Non
         "maximum": number(maximum) if known else None,
         "promotes": [text for text, _ in facts.promotes[:_PROMOTED]] if facts is not None else [],
         "where": _places(edit),
-        "when": None if edit.when is None else str(edit.when),
+        "when": None
+        if edit.when is None
+        else say("while {feature} > {above}", feature=edit.when.feature, above=f"{edit.when.above:g}"),
         "formula": edit.formula(maximum if known or edit.feature is None else None),
         "raw": number(raw),
         "error": error,
@@ -53,10 +56,11 @@ def _places(edit: Edit) -> str | None:
     """Where an edit acts, in words; None for everywhere but special tokens."""
     if isinstance(edit.where, tuple):
         listed = ", ".join(map(str, edit.where[:8])) + (", …" if len(edit.where) > 8 else "")
-        words = f"at token{'s' if len(edit.where) > 1 else ''} {listed}"
+        words = counted("at token {listed}", "at tokens {listed}", len(edit.where), listed=listed)
     else:
-        words = {"all": "", "prompt": "in the prompt only", "generated": "in the new text only"}[edit.where]
-    return " · ".join(part for part in (words, "special tokens too" if edit.specials else "") if part) or None
+        words = {"all": "", "prompt": say("in the prompt only"), "generated": say("in the new text only")}[edit.where]
+    parts = [part for part in (words, say("special tokens too") if edit.specials else "") if part]
+    return joined(" · ", parts) if parts else None
 
 
 def wire_new(ident: int, text: str, logprob: float) -> dict[str, Any]:
