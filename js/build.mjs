@@ -1,9 +1,10 @@
 /** node js/build.mjs all|widgets|lab [--watch]: the widgets' bundles and the JupyterLab extension. */
 
 import { execFileSync } from "node:child_process";
-import { readdirSync, readFileSync, rmSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import * as esbuild from "esbuild";
+import { read } from "./messages.mjs";
 
 const what = process.argv[2] ?? "all";
 const watch = process.argv.includes("--watch");
@@ -19,6 +20,7 @@ const common = {
   minify: true,
   target: "es2022",
   outdir: STATIC,
+  metafile: true,
   logLevel: "warning",
   legalComments: "none",
 };
@@ -35,6 +37,16 @@ const lab = {
   sourcemap: true,
   logLevel: "warning",
 };
+
+/** Beside each widget the messages it may show: the kernel sends their translations, and no others. */
+function writeMessages({ outputs }) {
+  for (const [path, { inputs }] of Object.entries(outputs)) {
+    if (!path.endsWith(".js")) continue;
+    const sources = Object.keys(inputs).filter((source) => source.endsWith(".ts"));
+    const said = new Set(sources.flatMap((source) => read(source).messages.map(({ one }) => one)));
+    writeFileSync(join(STATIC, `${basename(path, ".js")}.messages.json`), JSON.stringify([...said].sort()));
+  }
+}
 
 function checkBundles() {
   for (const name of readdirSync(STATIC).filter((file) => /\.(js|css)$/.test(file))) {
@@ -53,7 +65,10 @@ rmSync(join(STATIC, ".stamp"), { force: true });
 const jobs = [...(what === "lab" ? [] : [widgets, twins]), ...(what === "widgets" ? [] : [lab])];
 for (const job of jobs) {
   if (watch) await (await esbuild.context({ ...job, logLevel: "info" })).watch();
-  else await esbuild.build(job);
+  else {
+    const { metafile } = await esbuild.build(job);
+    if (job === widgets) writeMessages(metafile);
+  }
 }
 if (!watch && what !== "lab") checkBundles();
 if (!watch && what !== "widgets")

@@ -7,6 +7,7 @@
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { parseAst } from "rolldown/parseAst";
 
 const ROOMS = ["js/core", "js/components", "js/widgets", "js/lab"];
@@ -62,7 +63,8 @@ const nameOf = (node) =>
         ? nameOf(node.property)
         : "";
 
-function read(path) {
+/** What one source file says. */
+export function read(path) {
   const source = readFileSync(path, "utf8");
   const messages = [];
   const bare = [];
@@ -131,6 +133,9 @@ function read(path) {
         walk(node.value, SHOWN.has(key) ? "shown" : MACHINE.has(key) ? "machine" : "");
         return;
       }
+      case "VariableDeclarator":
+        walk(node.init, MACHINE.has(nameOf(node.id)) ? "machine" : "");
+        return;
       case "AssignmentExpression": {
         const key = nameOf(node.left);
         walk(node.left, "machine");
@@ -178,7 +183,8 @@ function read(path) {
   return { messages, bare };
 }
 
-const found = ROOMS.flatMap(files).map(read);
-console.log(
-  JSON.stringify({ messages: found.flatMap((one) => one.messages), bare: found.flatMap((one) => one.bare) }, null, 1),
-);
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const found = ROOMS.flatMap(files).map(read);
+  const all = (kind) => found.flatMap((one) => one[kind]);
+  console.log(JSON.stringify({ messages: all("messages"), bare: all("bare") }, null, 1));
+}

@@ -89,10 +89,23 @@ def messages(name: str) -> Mapping[str, list[str]]:
     return {key: forms for key, forms in json.loads(path.read_text(encoding="utf-8")).items() if key}
 
 
-def for_browser() -> dict[str, Any] | None:
-    """What a widget needs to speak the language in use; None is English."""
+def for_browser(widget: str) -> dict[str, Any] | None:
+    """What the widget of this name needs to speak the language in use; None is English."""
     name = current()
-    return None if name == "en" else {"tag": _TAGS[name], "messages": dict(messages(name))}
+    if name == "en":
+        return None
+    known, shown = messages(name), _shown_by(widget)
+    return {
+        "tag": _TAGS[name],
+        "messages": {one: known[one] for one in (known if shown is None else shown) if one in known},
+    }
+
+
+@cache
+def _shown_by(widget: str) -> tuple[str, ...] | None:
+    """The messages of a widget, as js/build.mjs lists them; None without that list."""
+    path = Path(__file__).parent / "static" / f"{widget}.messages.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def current() -> str:

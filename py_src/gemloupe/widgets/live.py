@@ -44,8 +44,8 @@ def alive() -> tuple[LiveWidget, ...]:
 
 def _speak() -> None:
     """Every open widget in the language in use: first what the kernel says, then the words that draw it anew."""
-    spoken = words.for_browser()
     for widget in alive():
+        spoken = words.for_browser(widget._name)
         if widget.language != spoken:
             widget.send_state()
             widget.language = spoken
@@ -87,7 +87,7 @@ class LiveWidget(anywidget.AnyWidget):
         if unknown:
             known = ", ".join(sorted(name for name in self.trait_names(sync=True) if not name.startswith("_")))
             raise TypeError(f"{type(self).__name__} has no trait {', '.join(unknown)}. It has: {known}.")
-        traits.setdefault("language", words.for_browser())
+        traits.setdefault("language", words.for_browser(self._name))
         super().__init__(**traits)
         self._calls = Calls({"ping": lambda: None, **self.methods()}, lambda reply: self.send(words.here(reply)))
         self.on_msg(lambda _widget, content, _buffers: self._calls.receive(content))

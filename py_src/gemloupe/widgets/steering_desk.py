@@ -33,7 +33,7 @@ from ..study.preset import SAMPLING, Preset
 from ..study.reread import reread
 from ..study.sweep import Sweep, sweep
 from ..wire.rpc import Handler
-from ..words import say
+from ..words import joined, say
 from . import steering_wire as wire
 from .colour import PALETTES
 from .latest import Latest, Pace, Task
@@ -749,9 +749,10 @@ def _arm_notes(generation: Generation) -> list[str]:
     notes = list(generation.notes)
     if generation.not_finite is not None:
         index, edit = generation.not_finite
-        notes.append(say("Stopped at new token {n}: the activations were no longer finite numbers.", n=index + 1))
+        parts = [say("Stopped at new token {n}: the activations were no longer finite numbers.", n=index + 1)]
         if edit is not None:
-            notes.append(say("The edit nearest to it is {edit}.", edit=edit))
+            parts.append(say("The edit nearest to it is {edit}.", edit=edit))
+        notes.append(joined(" ", parts))
     return notes
 
 
