@@ -6,13 +6,14 @@ import { ILauncher } from "@jupyterlab/launcher";
 import { INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import { IRenderMimeRegistry } from "@jupyterlab/rendermime";
 import { IStateDB } from "@jupyterlab/statedb";
-import { ITranslator, nullTranslator } from "@jupyterlab/translation";
+import { ITranslator } from "@jupyterlab/translation";
 import type { Widget } from "@lumino/widgets";
 import { gemloupeIcon } from "./icon";
 import type { ViewFacts } from "./kernel-end";
 import { ownKernel } from "./own-kernel";
 import { type Kept, Sidebar, titles } from "./panel";
 import { drawn, type Place, placeOf } from "./place";
+import { bundleOf } from "./translate";
 
 export const OPEN_SIDEBAR = "gemloupe:open-sidebar";
 export const STOP = "gemloupe:stop";
@@ -53,7 +54,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
     states: IStateDB | null,
     translator: ITranslator | null,
   ) => {
-    const trans = (translator ?? nullTranslator).load("gemloupe");
+    const trans = bundleOf(translator);
     let own: Place | null = null;
     let starting: Promise<void> | null = null;
     const startOwn = () => {

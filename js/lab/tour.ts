@@ -4,8 +4,9 @@ import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/applica
 import { ICommandPalette, Notification } from "@jupyterlab/apputils";
 import { ILauncher } from "@jupyterlab/launcher";
 import { ISettingRegistry } from "@jupyterlab/settingregistry";
-import { ITranslator, nullTranslator } from "@jupyterlab/translation";
+import { ITranslator } from "@jupyterlab/translation";
 import { gemloupeIcon } from "./icon";
+import { bundleOf, translateSettings } from "./translate";
 
 export const OPEN_TOUR = "gemloupe:open-tour";
 const ID = "gemloupe:plugin";
@@ -47,7 +48,8 @@ export const tour: JupyterFrontEndPlugin<void> = {
     registry: ISettingRegistry | null,
     translator: ITranslator | null,
   ) => {
-    const trans = (translator ?? nullTranslator).load("gemloupe");
+    const trans = bundleOf(translator);
+    if (registry) translateSettings(registry, ID, trans);
     app.commands.addCommand(OPEN_TOUR, {
       label: (args) => (args.isPalette ? trans.__("Gemloupe: open the tour") : trans.__("Tour")),
       caption: trans.__("Open the tour of gemloupe"),

@@ -1,0 +1,68 @@
+"""What axe-core finds in a part of a page, and what sticks out of a narrow one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator
+
+AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+# The rules of WCAG 2.2 AA, and what axe calls best practice within a part of a page.
+_RUN = """async (el) => {
+  const tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
+  const wholePage = ["region", "landmark-one-main", "page-has-heading-one", "heading-order", "skip-link", "bypass"];
+  const rules = Object.fromEntries(wholePage.map((id) => [id, { enabled: false }]));
+  const { violations } = await axe.run(el, { runOnly: { type: "tag", values: tags }, rules });
+  return violations.flatMap(({ id, nodes }) =>
+    nodes.map(({ html, failureSummary }) => `${id}: ${html.slice(0, 160)} ${failureSummary.slice(0, 400)}`));
+}"""
+# What is cut off or lies beside the part, unless it can be scrolled to.
+_OUTSIDE = """(el) => {
+  const { left, right } = el.getBoundingClientRect();
+  const scrolls = (one) => {
+    for (let up = one.parentElement; up && up !== el.parentElement; up = up.parentElement)
+      if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(up).overflowX)) return true;
+    return false;
+  };
+  return [...el.querySelectorAll("button, input, select, textarea, a, [role=option], [tabindex]")]
+    .filter((one) => one.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && !scrolls(one))
+    .map((one) => [one, one.getBoundingClientRect()])
+    .filter(([, box]) => box.width > 0 && (box.right > right + 1 || box.left < left - 1))
+    .map(([one, box]) => `${one.outerHTML.slice(0, 120)}: ${Math.round(box.left)} to ${Math.round(box.right)}`
+      + ` in ${Math.round(left)} to ${Math.round(right)}`);
+}"""
+
+
+def faults(part: Locator) -> list[str]:
+    """Each element that breaks a rule, with how to mend it."""
+    page = part.page
+    if not page.evaluate("'axe' in globalThis"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+    part.scroll_into_view_if_needed()
+    return part.evaluate(_RUN)
+
+
+def outside(part: Locator) -> list[str]:
+    """Each control that is not within the part's width."""
+    return part.evaluate(_OUTSIDE)
+
+
+def focus_path(part: Locator, most: int = 200) -> list[dict[str, Any]]:
+    """Every element that Tab reaches in a part, in order, and whether its focus is seen."""
+    page = part.page
+    found: list[dict[str, Any]] = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        one = part.evaluate("""(el) => {
+          let at = document.activeElement;
+          while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+          if (!at || !el.contains(at)) return null;
+          const style = getComputedStyle(at);
+          const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+          return { what: at.outerHTML.slice(0, 140), seen: ring || style.boxShadow !== "none" };
+        }""")
+        if one is None:
+            break
+        found.append(one)
+    return found
