@@ -490,7 +490,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     raised.addEventListener("click", () => attribute(feature));
     const offered = [cardButton, raised];
     if (edgesAt(found(), token).get(feature)?.measured === null) {
-      const out = button("take it out and measure", { class: "gl-check-one" });
+      const out = button(t("take it out and measure"), { class: "gl-check-one" });
       out.addEventListener("click", () => busy("attribution", out, options.check(1, { feature, position: token })));
       offered.push(out);
     }
