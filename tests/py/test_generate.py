@@ -76,9 +76,9 @@ def hugging_face(model, ids, count=12, seed=None, **options):
     return new, shares
 
 
-@pytest.fixture(params=["lean", "modules"])
-def lean(request):
-    return request.param == "lean"
+@pytest.fixture(params=["modules", "lean", "ahead"])
+def way(request):
+    return request.param
 
 
 SAMPLINGS = [
@@ -90,19 +90,19 @@ SAMPLINGS = [
 ]
 
 
-def test_greedy_is_hugging_faces(tiny_loupe, lean):
+def test_greedy_is_hugging_faces(tiny_loupe, way):
     ids = text_ids(tiny_loupe)
-    made = generated(tiny_loupe, ids, 24, lean=lean)
+    made = generated(tiny_loupe, ids, 24, way=way)
     expected, shares = hugging_face(tiny_loupe.engine.loaded.model, ids, 24)
     assert names(made) == expected
     assert [share for _, share in made] == pytest.approx(shares, abs=1e-5)
 
 
 @pytest.mark.parametrize("options", SAMPLINGS, ids=str)
-def test_sampled_is_hugging_faces_with_the_same_generator(tiny_loupe, lean, options):
+def test_sampled_is_hugging_faces_with_the_same_generator(tiny_loupe, way, options):
     ids = text_ids(tiny_loupe)
     for seed in range(3):
-        made = generated(tiny_loupe, ids, 12, seed=seed, lean=lean, **options)
+        made = generated(tiny_loupe, ids, 12, seed=seed, way=way, **options)
         expected, shares = hugging_face(tiny_loupe.engine.loaded.model, ids, 12, seed=seed, **options)
         assert names(made) == expected
         assert [share for _, share in made] == pytest.approx(shares, abs=1e-5)
@@ -110,10 +110,10 @@ def test_sampled_is_hugging_faces_with_the_same_generator(tiny_loupe, lean, opti
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 @pytest.mark.parametrize("chunk", [7, 33, 512])
-def test_each_step_is_what_the_whole_text_without_a_cache_gives(tiny_loupe, monkeypatch, chunk, temperature, lean):
+def test_each_step_is_what_the_whole_text_without_a_cache_gives(tiny_loupe, monkeypatch, chunk, temperature, way):
     monkeypatch.setattr(generation, "CHUNK", chunk)
     ids = text_ids(tiny_loupe, 50)
-    steps = generated(tiny_loupe, ids, temperature=temperature, seed=3, lean=lean)
+    steps = generated(tiny_loupe, ids, temperature=temperature, seed=3, way=way)
     assert len(steps) == 12
     with torch.inference_mode():
         logits = tiny_loupe.engine.loaded.model(torch.tensor([ids + names(steps)]), use_cache=False).logits[0]
@@ -125,9 +125,9 @@ def test_each_step_is_what_the_whole_text_without_a_cache_gives(tiny_loupe, monk
 
 
 @pytest.mark.parametrize("prompt", [2, WINDOW - 1, WINDOW, WINDOW + 1])
-def test_the_window_is_crossed_while_decoding(tiny_loupe, prompt, lean):
+def test_the_window_is_crossed_while_decoding(tiny_loupe, prompt, way):
     ids = text_ids(tiny_loupe)[:prompt]
-    made = generated(tiny_loupe, ids, 3 * WINDOW, lean=lean)
+    made = generated(tiny_loupe, ids, 3 * WINDOW, way=way)
     expected, shares = hugging_face(tiny_loupe.engine.loaded.model, ids, 3 * WINDOW)
     assert names(made) == expected
     assert [share for _, share in made] == pytest.approx(shares, abs=1e-5)

@@ -239,7 +239,7 @@ class _Run:
                     row = self._rows[one.row]
                     if one.id is None:
                         row.stopped = "not-finite"
-                        row.not_finite = len(row.ids), self._steered[-1].strongest(one.row)
+                        row.not_finite = len(row.ids), one.blamed
                         continue
                     row.ids.append(one.id)
                     row.shares.append(one.logprob)

@@ -94,12 +94,18 @@ class Full:
         self, hidden: torch.Tensor, noise: torch.Tensor | None, sampling: Sampling
     ) -> tuple[list[int], list[float]]:
         """(ids, log-probabilities in nats under the model) for final hidden states [row, d_model]."""
+        chosen, shares = self.on_device(hidden, noise, sampling)
+        return chosen.tolist(), shares.tolist()
+
+    def on_device(
+        self, hidden: torch.Tensor, noise: torch.Tensor | None, sampling: Sampling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as tensors, without waiting for the device: int64 [row] and float32 [row]."""
         head = self._model.lm_head
         raw = product(hidden, head.weight) if _plain(head) else head(hidden)
-        shares = _capped(raw.to(torch.float32), _cap(self._model))
+        shares = _capped(raw, _cap(self._model)).to(torch.float32)  # in its own dtype, as the model does
         chosen = pick(shares, noise, sampling)
-        found = shares.gather(1, chosen[:, None])[:, 0] - shares.logsumexp(-1)
-        return chosen.tolist(), found.tolist()
+        return chosen, shares.gather(1, chosen[:, None])[:, 0] - shares.logsumexp(-1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ same through the modules, and every hook fires.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import rms_norm
@@ -23,6 +23,7 @@ _LAYERS = ("Gemma2DecoderLayer", "Gemma3DecoderLayer")
 _ATTENTION = ("Gemma2Attention", "Gemma3Attention")
 _MLP = ("Gemma2MLP", "Gemma3MLP")
 _NORM = ("Gemma2RMSNorm", "Gemma3RMSNorm")
+_EMBEDDING = ("Gemma2TextScaledWordEmbedding", "Gemma3TextScaledWordEmbedding")
 
 
 class HuggingFace:
@@ -52,51 +53,40 @@ class HuggingFace:
         return out.last_hidden_state[:, -1]
 
 
-class Lean:
-    """Decodes one token per row from the weights themselves, continuing a `HuggingFace`'s cache."""
+class Arithmetic:
+    """What the layers do to one new token per row, [row, d_model], from the weights themselves."""
 
-    def __init__(self, model: Any, prompt: HuggingFace, room: int) -> None:
-        stack = body(model)
-        self._model, self._stack = model, stack
-        self.length = prompt.length
-        config = stack.config
-        self._eps = config.rms_norm_eps
+    def __init__(self, model: Any) -> None:
+        self.stack = stack = body(model)
+        self._eps = stack.config.rms_norm_eps
         self._gains = {norm: 1.0 + norm.weight.float() for norm in _norms(stack)}
-        self._caches = [
-            _Cache(layer.keys, layer.values, self.length, layer_window(config, at), room)
-            for at, layer in enumerate(prompt.cache.layers)
-        ]
-        prompt.cache = None  # copied; nothing is held twice
-        self._turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._turned = (0, 0)
 
-    def _turn(self, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary cosine and sine at the current position, [head_dim]."""
-        first, last = self._turned
-        if not first <= self.length < last:  # some positions ahead at a time
-            first, last = self.length, self.length + 64
-            weight = self._stack.embed_tokens.weight
-            positions = torch.arange(first, last, device=weight.device)[None]
-            like = weight.new_empty(0)
-            rotary = self._stack.rotary_emb
-            if hasattr(rotary, "layer_types"):
-                self._turns = {name: rotary(like, positions, name) for name in rotary.layer_types}
-            else:
-                self._turns = {"": rotary(like, positions)}
-            self._turned = first, last
-        cos, sin = self._turns[kind if kind in self._turns else ""]
-        return cos[0, self.length - first], sin[0, self.length - first]
-
-    def feed(self, ids: Sequence[Sequence[int]], taps: Mapping[Site, Tap]) -> torch.Tensor:
-        """As `HuggingFace.feed`, for one token per row."""
-        stack = self._stack
-        x = stack.embed_tokens(torch.tensor([row[0] for row in ids], device=stack.embed_tokens.weight.device))
+    def run(
+        self,
+        tokens: torch.Tensor,
+        caches: Sequence[Cache],
+        turns: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        taps: Mapping[Site, Tap],
+    ) -> torch.Tensor:
+        """Final, normed hidden states [row, d_model] of `tokens` [row]; `turns`: cosine and sine by kind of layer."""
+        stack = self.stack
+        x = stack.embed_tokens(tokens)
         by_layer: dict[tuple[str, int], Tap] = {(site.kind, site.layer): tap for site, tap in taps.items()}
-        kinds = stack.config.layer_types
-        for at, layer in enumerate(stack.layers):
-            x = self._layer(layer, at, x, self._turn(kinds[at]), by_layer)
-        self.length += 1
+        for at, (layer, kind) in enumerate(zip(stack.layers, stack.config.layer_types, strict=True)):
+            x = self._layer(layer, at, x, caches[at], turns[kind if kind in turns else ""], by_layer)
         return self._norm(stack.norm, x)
+
+    def turns(self, first: int, last: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Rotary cosine and sine at positions `first` to `last` - 1, [position, head_dim], by kind of layer."""
+        weight = self.stack.embed_tokens.weight
+        positions = torch.arange(first, last, device=weight.device)[None]
+        like = weight.new_empty(0)
+        rotary = self.stack.rotary_emb
+        if hasattr(rotary, "layer_types"):
+            found = {name: rotary(like, positions, name) for name in rotary.layer_types}
+        else:
+            found = {"": rotary(like, positions)}
+        return {kind: (cos[0], sin[0]) for kind, (cos, sin) in found.items()}
 
     def _norm(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
         gain = self._gains[norm]
@@ -107,11 +97,12 @@ class Lean:
         layer: Any,
         at: int,
         x: torch.Tensor,
+        cache: Cache,
         turn: tuple[torch.Tensor, torch.Tensor],
         taps: dict[tuple[str, int], Tap],
     ) -> torch.Tensor:
         attention, mlp = layer.self_attn, layer.mlp
-        z = self._attend(attention, self._caches[at], self._norm(layer.input_layernorm, x), turn)
+        z = self._attend(attention, cache, self._norm(layer.input_layernorm, x), turn)
         if ("att", at) in taps:
             z = _through(taps["att", at], z)
         x = x + self._norm(layer.post_attention_layernorm, product(z, attention.o_proj.weight))
@@ -126,7 +117,7 @@ class Lean:
         return _through(taps["res", at], x) if ("res", at) in taps else x
 
     def _attend(
-        self, attention: Any, cache: _Cache, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+        self, attention: Any, cache: Cache, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Concatenated heads [row, heads x head_dim], before the output product."""
         rows, size = len(x), attention.head_dim
@@ -135,17 +126,62 @@ class Lean:
         v = product(x, attention.v_proj.weight).reshape(rows, -1, size)
         if hasattr(attention, "q_norm"):
             q, k = self._norm(attention.q_norm, q), self._norm(attention.k_norm, k)
-        keys, values = cache.put(_turned(k, *turn), v)  # [row, kv head, token, head_dim]
+        keys, values, hidden = cache.put(_turned(k, *turn), v)  # [row, kv head, token, head_dim]
         grouped = _turned(q, *turn).reshape(rows, keys.shape[1], -1, size)
         weights = torch.matmul(grouped, keys.transpose(2, 3)) * attention.scaling
         cap = attention.attn_logit_softcapping
         if cap is not None:
             weights = torch.tanh(weights / cap) * cap
+        if hidden is not None:
+            weights = weights + hidden
         weights = torch.softmax(weights, -1, dtype=torch.float32).to(x.dtype)
         return torch.matmul(weights, values).reshape(rows, -1)
 
 
-class _Cache:
+class Cache(Protocol):
+    """Keys and values of one layer."""
+
+    def put(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Add one token, [row, kv head, head_dim]. Keys and values to look at, [row, kv head, token, head_dim], and
+        what to add to the scores of each, [token] (-inf where there is no token yet), or None."""
+
+
+class Lean:
+    """Decodes one token per row from the weights themselves, continuing a `HuggingFace`'s cache."""
+
+    def __init__(self, model: Any, prompt: HuggingFace, room: int) -> None:
+        self._arithmetic = Arithmetic(model)
+        self.length = prompt.length
+        config = body(model).config
+        self._caches = [
+            WindowCache(layer.keys, layer.values, self.length, layer_window(config, at), room)
+            for at, layer in enumerate(prompt.cache.layers)
+        ]
+        prompt.cache = None  # copied; nothing is held twice
+        self._turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._turned = (0, 0)
+
+    def _turn(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Rotary cosine and sine at the current position, [head_dim], by kind of layer."""
+        first, last = self._turned
+        if not first <= self.length < last:  # some positions ahead at a time
+            first, last = self._turned = self.length, self.length + 64
+            self._turns = self._arithmetic.turns(first, last)
+        at = self.length - first
+        return {kind: (cos[at], sin[at]) for kind, (cos, sin) in self._turns.items()}
+
+    def feed(self, ids: Sequence[Sequence[int]], taps: Mapping[Site, Tap]) -> torch.Tensor:
+        """As `HuggingFace.feed`, for one token per row."""
+        device = self._arithmetic.stack.embed_tokens.weight.device
+        tokens = torch.tensor([row[0] for row in ids], device=device)
+        hidden = self._arithmetic.run(tokens, self._caches, self._turn(), taps)
+        self.length += 1
+        return hidden
+
+
+class WindowCache:
     """Keys and values of one layer, [row, kv head, token, head_dim], written in place.
 
     With a window, a ring of that many tokens: the order within does not matter, positions are in the keys.
@@ -156,15 +192,15 @@ class _Cache:
         kept = keys.shape[2] if window is None else min(keys.shape[2], window)
         size = kept + room if window is None else min(window, length + room)
         shape = (*keys.shape[:2], size, keys.shape[3])
-        self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        self._keys, self._values = keys.new_zeros(shape), values.new_zeros(shape)
         if window is None:
             self._keys[:, :, :kept], self._values[:, :, :kept] = keys, values
         else:
             places = torch.arange(length - kept, length, device=keys.device) % size
             self._keys[:, :, places], self._values[:, :, places] = keys[:, :, -kept:], values[:, :, -kept:]
 
-    def put(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one token, [row, kv head, head_dim]; all that it may look at, itself included."""
+    def put(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """As `Cache.put`: all that the token may look at, itself included."""
         size = self._keys.shape[2]
         if self._window is None and self.length == size:
             more = self._keys.new_empty((*self._keys.shape[:2], size, self._keys.shape[3]))
@@ -174,7 +210,7 @@ class _Cache:
         self._keys[:, :, place], self._values[:, :, place] = key, value
         self.length += 1
         seen = min(self.length, size)
-        return self._keys[:, :, :seen], self._values[:, :, :seen]
+        return self._keys[:, :, :seen], self._values[:, :, :seen], None
 
 
 def layer_window(config: Any, layer: int) -> int | None:
@@ -199,6 +235,8 @@ def _norms(stack: Any) -> list[Any]:
 def untouched(model: Any) -> bool:
     """Whether the decoder stack is what transformers built: no module replaced, none hooked."""
     stack = body(model)
+    if type(stack.embed_tokens).__name__ not in _EMBEDDING:  # older transformers scale embeddings elsewhere
+        return False
     for module in stack.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False

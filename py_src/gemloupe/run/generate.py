@@ -14,6 +14,7 @@ from ..edits import Edit
 from ..errors import Refusal
 from ..site import Site
 from ..sparse import SparseActs
+from .ahead import Ahead, Step, say_why_not
 from .capture import body, module_of
 from .choose import GREEDY, Sampling, chooser
 from .decode import HuggingFace, Lean, untouched
@@ -23,15 +24,19 @@ from .steer import Now, Steering, Tap, check_fired, tapped
 
 # Positions whose logits exist at the same time, twice.
 _LOGIT_ROWS = 32
+# A capture costs about as much as this many tokens gain by it.
+_WORTH_CAPTURING = 16
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one step gave a row: a token and its log-probability; or None where the numbers were no longer finite."""
+    """What one step gave a row: a token and its log-probability; or None where the numbers were no longer finite, and
+    then `blamed` is the edit that added the most."""
 
     row: int
     id: int | None
     logprob: float
+    blamed: Edit | None = None
 
 
 class Recorder:
@@ -66,7 +71,8 @@ class Recorder:
         except Refusal as refusal:
             if refusal.code != "not-finite":
                 raise
-            acts = SparseActs.from_entries((rows * tokens, sae.encoder.shape[0]), [], [], [])
+            kept &= torch.isfinite(x).all(2).cpu()
+            acts = encode(sae, x.reshape(-1, width), kept.reshape(-1).to(x.device), site)
         for row in range(rows):
             start, end = acts.indptr[row * tokens], acts.indptr[(row + 1) * tokens]
             lengths = acts.indptr[row * tokens : (row + 1) * tokens + 1].astype("int64") - int(start)
@@ -102,6 +108,10 @@ def _taps(steering: Steering, recorder: Recorder | None) -> dict[Site, Tap]:
     return taps
 
 
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 def generate(
     model: Any,
     ids: Sequence[int],
@@ -112,7 +122,7 @@ def generate(
     seed: int = 0,
     stop: Collection[int] = (),
     recorder: Recorder | None = None,
-    lean: bool = True,
+    way: str | None = None,
     checkpoint: Callable[[], None] = lambda: None,
 ) -> Generator[list[Made]]:
     """Yields, step by step, what each unfinished row got, until all have met a `stop` id or `max_new_tokens`.
@@ -120,7 +130,8 @@ def generate(
     `steering()` is asked before every pass, so that other edits can take over between two tokens; it always has the
     same number of rows. All rows draw from the same stream of random numbers, that of `seed`, so each is what it would
     be alone. Temperature 0 takes the likeliest token. The same seed gives the same text on the same device and dtype.
-    `checkpoint()` is called before every pass; it may raise to stop. `lean` False decodes through the modules.
+    `checkpoint()` is called before every pass; it may raise to stop. `way` of decoding: 'modules', 'lean' or 'ahead'
+    (which asks for edits one token earlier); by default the quickest that this model and device allow.
     """
     device = next(model.parameters()).device
     rows = len(steering().rows)
@@ -128,12 +139,15 @@ def generate(
     vocabulary = model.lm_head.weight.shape[0]
     choose = None
     steps: HuggingFace | Lean = HuggingFace(model, rows)
+    ahead: Ahead | None = None
     texts = [list(ids) for _ in range(rows)]
     open_ = set(range(rows))
     # A pass over a long prompt holds its scores for all rows, so more rows take shorter passes.
     chunk = max(CHUNK // rows, 16)
+    steered = steering()
 
     def feed(part: list[list[int]]) -> torch.Tensor:
+        nonlocal steered
         checkpoint()
         steered = steering()
         now = Now(steps.length, part)
@@ -142,39 +156,72 @@ def generate(
             recorder.begin(now)
         return steps.feed(part, _taps(steered, recorder))
 
-    for step in range(max_new_tokens):
-        # Grad mode is per thread and a generator may be resumed on another one, so it is entered around each step.
-        with torch.inference_mode():
-            if step == 0:
-                for start in range(0, len(ids), chunk):
-                    hidden = feed([text[start : start + chunk] for text in texts])
-                if lean and untouched(model):
-                    assert isinstance(steps, HuggingFace)
-                    steps = Lean(model, steps, max_new_tokens)
-                choose = chooser(model)
-            else:
-                hidden = feed([text[-1:] for text in texts])
-            noise = None
-            if sampling.temperature > 0:
-                noise = torch.empty(vocabulary, device=device).exponential_(1, generator=random)
-            assert choose is not None
-            finite = torch.isfinite(hidden).all(1).tolist()
-            if not all(finite):
-                hidden = hidden.nan_to_num(0.0, 0.0, 0.0)
-            chosen, shares = choose(hidden, noise, sampling)
-        made = []
-        for row in range(rows):
-            if row not in open_:
-                texts[row].append(texts[row][-1])  # a place holder: the batch keeps its shape
-                continue
-            good = finite[row] and math.isfinite(shares[row])
-            made.append(Made(row, chosen[row] if good else None, shares[row]))
-            texts[row].append(chosen[row])
-            if not good or chosen[row] in stop:
-                open_.discard(row)
-        yield made
-        if not open_:
-            return
+    def choice(hidden: torch.Tensor) -> Step:
+        noise = None
+        if sampling.temperature > 0:
+            noise = torch.empty(vocabulary, device=device).exponential_(1, generator=random)
+        finite = torch.isfinite(hidden).all(1).tolist()
+        if not all(finite):
+            hidden = hidden.nan_to_num(0.0, 0.0, 0.0)
+        assert choose is not None
+        chosen, shares = choose(hidden, noise, sampling)
+        good = [fine and math.isfinite(share) for fine, share in zip(finite, shares, strict=True)]
+        return Step(chosen, shares, good, {row: steered.strongest(row) for row in range(rows) if not good[row]})
+
+    def begun(first: list[int]) -> Ahead | None:
+        """Decoding one step ahead, if that is asked for or worth its beginning, and possible."""
+        nonlocal steered
+        left = max_new_tokens - 1
+        graphs = _has_graphs(device) and left >= _WORTH_CAPTURING
+        if not left or not isinstance(steps, HuggingFace) or not (way == "ahead" or (way is None and graphs)):
+            return None
+        steered = steering()
+        try:
+            return Ahead(model, steps, first, left, steered, recorder, sampling, random)
+        except Exception as error:  # whatever a driver or a device may have against it
+            if way == "ahead":
+                raise
+            say_why_not(error)
+            return None
+
+    try:
+        for step in range(max_new_tokens):
+            # Grad mode is per thread and a generator may be resumed on another one, so it is entered around each step.
+            with torch.inference_mode():
+                if step == 0:
+                    for start in range(0, len(ids), chunk):
+                        hidden = feed([text[start : start + chunk] for text in texts])
+                    choose = chooser(model)
+                    got = choice(hidden)
+                    if way != "modules" and untouched(model):
+                        assert isinstance(steps, HuggingFace)
+                        ahead = begun(got.ids)
+                        steps = Lean(model, steps, max_new_tokens) if ahead is None else steps
+                elif ahead is None:
+                    got = choice(feed([text[-1:] for text in texts]))
+                else:
+                    while ahead.launched < min(step + 1, max_new_tokens - 1):
+                        checkpoint()
+                        ahead.steer(steering())
+                        ahead.launch()
+                    got = ahead.take()
+            made = []
+            for row in range(rows):
+                if row not in open_:
+                    texts[row].append(texts[row][-1])  # a place holder: the batch keeps its shape
+                    continue
+                good = got.finite[row]
+                made.append(Made(row, got.ids[row] if good else None, got.shares[row], got.blamed.get(row)))
+                texts[row].append(got.ids[row])
+                if not good or got.ids[row] in stop:
+                    open_.discard(row)
+            yield made
+            if not open_:
+                return
+    finally:
+        if ahead is not None:
+            with torch.inference_mode():
+                ahead.finish()
 
 
 @torch.inference_mode()

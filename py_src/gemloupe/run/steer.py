@@ -239,19 +239,11 @@ class Steering:
         if not plan.lines and not plan.watched:
             return None
         h = x.to(torch.float32)
-        acts = None
-        if len(plan.encoder):
-            pre = h @ plan.encoder.T + plan.b_enc
-            acts = torch.where(pre > plan.threshold, pre, 0.0)  # [row, token, feature]
-            for feature, at in plan.watched:
-                self._open[feature] = acts[:, :, at]
+        acts = self._acts(plan, h)
         if not plan.lines:
             return None
         rows, tokens, _ = h.shape
-        if acts is not None:
-            f = acts[plan.rows, :, plan.features]  # [line, token]
-        else:
-            f = h.new_zeros(len(plan.lines), tokens)
+        f = h.new_zeros(len(plan.lines), tokens) if acts is None else acts[plan.rows, :, plan.features]
         coefficient = plan.offset + plan.slope * f if plan.sloped else plan.offset.expand(-1, tokens)
         mask = self._conditions(plan, self._masks[plan.site])
         if mask is not None:
@@ -270,6 +262,18 @@ class Steering:
             )
         )
         return changed
+
+    def _acts(self, plan: _Plan, h: torch.Tensor) -> torch.Tensor | None:
+        """Activations of the features that edits or conditions look at, [row, token, feature]; None if there are none.
+
+        Those of conditions are noted for sites that come later."""
+        if not len(plan.encoder):
+            return None
+        pre = h @ plan.encoder.T + plan.b_enc
+        acts = torch.where(pre > plan.threshold, pre, 0.0)
+        for feature, at in plan.watched:
+            self._open[feature] = acts[:, :, at]
+        return acts
 
     def _conditions(self, plan: _Plan, mask: torch.Tensor | None) -> torch.Tensor | None:
         waiting = [(at, line) for at, line in enumerate(plan.lines) if line.edit.when is not None]
@@ -321,3 +325,78 @@ class Steering:
                 if size > 0 and (best is None or size > best[0]):
                     best = size, line.edit
         return None if best is None else best[1]
+
+
+class FixedSteering:
+    """A `Steering` at work on one token per row, in fixed buffers and without asking the host, so that one capture of
+    a step serves every token. `start` is the position of the first step, `room` the number of steps; it is put to work
+    at step `first`.
+    """
+
+    def __init__(self, steering: Steering, start: int, room: int, vocabulary: int, first: int = 0) -> None:
+        self._steering, self._start, self._collected = steering, start, first
+        device = steering._device
+        self._ordinary = torch.ones(vocabulary, dtype=torch.bool, device=device)
+        self._ordinary[sorted(steering._special)] = False
+        self._plans = {
+            site: _FixedPlan(plan, start, room, len(steering.rows), steering._prompt, device)
+            for site, plan in steering._plans.items()
+        }
+
+    @property
+    def taps(self) -> dict[Site, Tap]:
+        return {site: partial(self._write, plan) for site, plan in self._plans.items()}
+
+    def begin(self, tokens: torch.Tensor, at: torch.Tensor) -> None:
+        """Say what the next pass is about: the token of each row, int64 [row], and the number of the step, int64 [1]."""
+        self._at = at
+        ordinary = self._ordinary[tokens]
+        for plan in self._plans.values():
+            if plan.plan.lines:
+                spared = (ordinary[plan.plan.rows] | plan.specials)[:, None]
+                plan.mask = plan.covers.index_select(1, at) & spared
+
+    def _write(self, fixed: _FixedPlan, x: torch.Tensor) -> torch.Tensor | None:
+        plan = fixed.plan
+        h = x.to(torch.float32)
+        acts = self._steering._acts(plan, h)
+        if not plan.lines:
+            return None
+        f = h.new_zeros(len(plan.lines), 1) if acts is None else acts[plan.rows, :, plan.features]
+        mask = self._steering._conditions(plan, fixed.mask)
+        coefficient = torch.where(mask, plan.offset + plan.slope * f, 0.0)
+        norm = coefficient.abs() * plan.lengths[:, None]
+        found = (mask & (norm > 0), f, norm, h.norm(dim=2)[plan.rows])
+        for buffer, column in zip(fixed.buffers, found, strict=True):
+            buffer.index_copy_(1, self._at, column)
+        added = (fixed.of_row * coefficient.T) @ fixed.directions
+        return (h + added[:, None]).to(x.dtype)
+
+    def collect(self, end: int) -> None:
+        """Note what was done from where the last call ended up to step `end`, the last one by itself."""
+        for first, last in ((self._collected, end - 1), (end - 1, end)):
+            if first < last and first >= self._collected:
+                for fixed in self._plans.values():
+                    if fixed.plan.lines:
+                        parts = [buffer[:, first:last] for buffer in fixed.buffers]
+                        fixed.plan.records.append(Record(self._start + first, *parts))
+        self._collected = max(self._collected, end)
+
+
+class _FixedPlan:
+    """A `_Plan` with what `FixedSteering` needs beside it."""
+
+    def __init__(self, plan: _Plan, start: int, room: int, rows: int, prompt: int, device: Any) -> None:
+        self.plan = plan
+        lines = plan.lines
+        covers = [line.edit.covers(start + step, prompt) for line in lines for step in range(room)]
+        self.covers = torch.tensor(covers, dtype=torch.bool, device=device).reshape(-1, room)  # [line, step]
+        self.specials = torch.tensor([line.edit.specials for line in lines], dtype=torch.bool, device=device)
+        self.mask = self.covers[:, :1]
+        of_row = [[float(line.row == row) for line in lines] for row in range(rows)]
+        self.of_row = torch.tensor(of_row, device=device)  # [row, line]
+        self.directions = plan.directions[plan.places]  # [line, width]
+        # fired, activation, norm, length: as `Record`
+        self.buffers = [
+            torch.zeros(len(lines), room, dtype=dtype, device=device) for dtype in (torch.bool, *[torch.float32] * 3)
+        ]
