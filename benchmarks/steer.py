@@ -1,6 +1,7 @@
 """What steering costs: time per generated token on the built-in model, beside plain Hugging Face.
 
     python benchmarks/steer.py [--quick] [--threads 2] [--dtype bfloat16] [--peers]
+    python benchmarks/steer.py --gpu       # Gemma 2 2B's shape on a GPU: steer_gpu.py, with its options
 
 Prints one table. Everything runs in turn in one process, round after round, and each row is the median over rounds of
 its ratio to another row of the same round, so that a busy machine slows all alike. On a very busy one only the CPU
@@ -163,6 +164,12 @@ def latencies(loupe: Any, prompt: str, edit: Any, rounds: int) -> tuple[list[Spa
 
 
 def main() -> None:
+    if "--gpu" in sys.argv:
+        import steer_gpu
+
+        sys.argv.remove("--gpu")
+        steer_gpu.main()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
     parser.add_argument("--threads", type=int)
@@ -231,6 +238,8 @@ def main() -> None:
             print(f"  {name}: {elapsed:.0f} ms elapsed, {cpu:.0f} ms of CPU time")
     if not torch.cuda.is_available():
         print("\nNo GPU here: tokens per second on a GPU were not measured.")
+    else:
+        print("\nTokens per second on the GPU: benchmarks/steer.py --gpu")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ arithmetic is `decode.Arithmetic`'s. On a device without graphs the same steps r
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Set to 1 in the environment to have torch compile what lies between the products, which needs Triton and a C compiler.
+COMPILE = "GEMLOUPE_COMPILE"
 # Steps whose tensors are kept for the recorder before it encodes them together.
 _BLOCK = 64
 
@@ -93,7 +96,8 @@ class Ahead:
         config, weight = stack.config, model.lm_head.weight
         device, rows = weight.device, len(first)
         self._model, self._start, self._room = model, prompt.length, room
-        self._arithmetic, self._head = Arithmetic(model), Full(model)
+        self._arithmetic = Arithmetic(model, compiled=device.type == "cuda" and os.environ.get(COMPILE) == "1")
+        self._head = Full(model)
         self._sampling, self._random, self._recorder = sampling, random, recorder
         self._places: dict[int, _Place] = {}
         self._caches = [

@@ -8,7 +8,8 @@ same through the modules, and every hook fires.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -54,12 +55,19 @@ class HuggingFace:
 
 
 class Arithmetic:
-    """What the layers do to one new token per row, [row, d_model], from the weights themselves."""
+    """What the layers do to one new token per row, [row, d_model], from the weights themselves.
 
-    def __init__(self, model: Any) -> None:
+    With `compiled`, what lies between the products is compiled by torch, to a quarter of the kernels, with the same
+    roundings; that takes some seconds, once.
+    """
+
+    def __init__(self, model: Any, compiled: bool = False) -> None:
         self.stack = stack = body(model)
         self._eps = stack.config.rms_norm_eps
         self._gains = {norm: 1.0 + norm.weight.float() for norm in _norms(stack)}
+        made: Callable[[Any], Any] = _compiled if compiled else _as_it_is
+        self._normed, self._turned = made(_normed), made(_turned)
+        self._weighted, self._gated = made(_weighted), made(_gated)
 
     def run(
         self,
@@ -89,27 +97,26 @@ class Arithmetic:
         return {kind: (cos[0], sin[0]) for kind, (cos, sin) in found.items()}
 
     def _norm(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
-        gain = self._gains[norm]
-        return rms_norm(x.float(), gain.shape, gain, self._eps).to(x.dtype)
+        return self._normed(x, self._gains[norm], self._eps)
 
     def _layer(
         self,
         layer: Any,
         at: int,
         x: torch.Tensor,
-        cache: Cache,
+        slots: Cache,
         turn: tuple[torch.Tensor, torch.Tensor],
         taps: dict[tuple[str, int], Tap],
     ) -> torch.Tensor:
         attention, mlp = layer.self_attn, layer.mlp
-        z = self._attend(attention, cache, self._norm(layer.input_layernorm, x), turn)
+        z = self._attend(attention, slots, self._norm(layer.input_layernorm, x), turn)
         if ("att", at) in taps:
             z = _through(taps["att", at], z)
         x = x + self._norm(layer.post_attention_layernorm, product(z, attention.o_proj.weight))
         read = self._norm(layer.pre_feedforward_layernorm, x)
         if ("transcoder", at) in taps:
             read = _through(taps["transcoder", at], read)
-        inner = mlp.act_fn(product(read, mlp.gate_proj.weight)) * product(read, mlp.up_proj.weight)
+        inner = self._gated(product(read, mlp.gate_proj.weight), product(read, mlp.up_proj.weight), mlp.act_fn)
         out = self._norm(layer.post_feedforward_layernorm, product(inner, mlp.down_proj.weight))
         if ("mlp", at) in taps:
             out = _through(taps["mlp", at], out)
@@ -117,7 +124,7 @@ class Arithmetic:
         return _through(taps["res", at], x) if ("res", at) in taps else x
 
     def _attend(
-        self, attention: Any, cache: Cache, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+        self, attention: Any, slots: Cache, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Concatenated heads [row, heads x head_dim], before the output product."""
         rows, size = len(x), attention.head_dim
@@ -126,24 +133,19 @@ class Arithmetic:
         v = product(x, attention.v_proj.weight).reshape(rows, -1, size)
         if hasattr(attention, "q_norm"):
             q, k = self._norm(attention.q_norm, q), self._norm(attention.k_norm, k)
-        keys, values, hidden = cache.put(_turned(k, *turn), v)  # [row, kv head, token, head_dim]
-        grouped = _turned(q, *turn).reshape(rows, keys.shape[1], -1, size)
-        weights = torch.matmul(grouped, keys.transpose(2, 3)) * attention.scaling
-        cap = attention.attn_logit_softcapping
-        if cap is not None:
-            weights = torch.tanh(weights / cap) * cap
-        if hidden is not None:
-            weights = weights + hidden
-        weights = torch.softmax(weights, -1, dtype=torch.float32).to(x.dtype)
+        heads = q.shape[1]
+        both = self._turned(torch.cat((q, k), 1), *turn)
+        keys, values, hidden = slots.put(both[:, heads:], v)  # [row, kv head, token, head_dim]
+        grouped = both[:, :heads].reshape(rows, keys.shape[1], -1, size)
+        scores = torch.matmul(grouped, keys.transpose(2, 3))
+        weights = self._weighted(scores, attention.scaling, attention.attn_logit_softcapping, hidden)
         return torch.matmul(weights, values).reshape(rows, -1)
 
 
 class Cache(Protocol):
     """Keys and values of one layer."""
 
-    def put(
-        self, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def put(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Add one token, [row, kv head, head_dim]. Keys and values to look at, [row, kv head, token, head_dim], and
         what to add to the scores of each, [token] (-inf where there is no token yet), or None."""
 
@@ -199,7 +201,7 @@ class WindowCache:
             places = torch.arange(length - kept, length, device=keys.device) % size
             self._keys[:, :, places], self._values[:, :, places] = keys[:, :, -kept:], values[:, :, -kept:]
 
-    def put(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def put(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """As `Cache.put`: all that the token may look at, itself included."""
         size = self._keys.shape[2]
         if self._window is None and self.length == size:
@@ -223,9 +225,36 @@ def _through(tap: Tap, x: torch.Tensor) -> torch.Tensor:
     return x if new is None else new[:, 0]
 
 
+def _normed(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
+
+
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     one, two = x.chunk(2, -1)
     return x * cos + torch.cat((-two, one), -1) * sin
+
+
+def _weighted(scores: torch.Tensor, scaling: float, cap: float | None, hidden: torch.Tensor | None) -> torch.Tensor:
+    """What attention makes of raw scores [..., token]."""
+    weights = scores * scaling
+    if cap is not None:
+        weights = torch.tanh(weights / cap) * cap
+    if hidden is not None:
+        weights = weights + hidden
+    return torch.softmax(weights, -1, dtype=torch.float32).to(scores.dtype)
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor, activation: Any) -> torch.Tensor:
+    return activation(gate) * up
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
+
+
+@cache
+def _compiled(part: Any) -> Any:
+    return torch.compile(part, dynamic=False, options={"emulate_precision_casts": True})
 
 
 def _norms(stack: Any) -> list[Any]:

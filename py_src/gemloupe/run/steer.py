@@ -348,7 +348,7 @@ class FixedSteering:
         return {site: partial(self._write, plan) for site, plan in self._plans.items()}
 
     def begin(self, tokens: torch.Tensor, at: torch.Tensor) -> None:
-        """Say what the next pass is about: the token of each row, int64 [row], and the number of the step, int64 [1]."""
+        """Say what the next pass is about: each row's token, int64 [row], and the number of the step, int64 [1]."""
         self._at = at
         ordinary = self._ordinary[tokens]
         for plan in self._plans.values():
@@ -364,6 +364,7 @@ class FixedSteering:
             return None
         f = h.new_zeros(len(plan.lines), 1) if acts is None else acts[plan.rows, :, plan.features]
         mask = self._steering._conditions(plan, fixed.mask)
+        assert mask is not None
         coefficient = torch.where(mask, plan.offset + plan.slope * f, 0.0)
         norm = coefficient.abs() * plan.lengths[:, None]
         found = (mask & (norm > 0), f, norm, h.norm(dim=2)[plan.rows])
