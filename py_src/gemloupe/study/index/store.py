@@ -27,6 +27,7 @@ from .tally import INTERVALS, TOP
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _KEPT = 64  # row groups of passages in memory
+_NEAR = 4  # row groups of features in memory: the next card is often of a feature beside the last
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Index:
         self._tables: dict[str, Any] = {}
         self._passages: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._columns: dict[tuple[Site, str], np.ndarray] = {}
+        self._rows: OrderedDict[tuple[Site, int], Any] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, made_for: Mapping[str, Any] | None = None) -> Index:
@@ -173,10 +175,15 @@ class Index:
         )
 
     def _row(self, feature: FeatureId) -> dict[str, Any]:
-        group = self._table(f"{feature.site}.parquet", feature.index // ROWS).slice(feature.index % ROWS, 1)
+        place = feature.site, feature.index // ROWS
+        with self._lock:
+            if (group := self._rows.get(place)) is None:
+                group = self._rows[place] = self._table(f"{feature.site}.parquet", place[1])
+                while len(self._rows) > _NEAR:
+                    self._rows.popitem(last=False)
         row = {}
         for name in group.column_names:
-            value = group[name].chunk(0)[0]
+            value = group[name].chunk(0)[feature.index % ROWS]
             row[name] = plain(value.values) if hasattr(value, "values") else value.as_py()
         return row
 
