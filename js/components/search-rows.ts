@@ -182,7 +182,11 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
         h("div", {
           class: `gl-found-${title.replaceAll(" ", "-") || "last"}`,
           text: title && t(title),
-          attrs: { role: "columnheader", title: hintOf(title) },
+          attrs: {
+            role: "columnheader",
+            title: hintOf(title),
+            "aria-label": title ? undefined : t("What can be done"),
+          },
         }),
       ),
     );

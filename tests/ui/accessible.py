@@ -1,4 +1,4 @@
-"""What axe-core finds in a part of a page, and what sticks out of a narrow one."""
+"""What axe-core finds in a part of a page, what sticks out of it, where Tab leads, and what is not Chinese."""
 
 from __future__ import annotations
 
@@ -32,6 +32,36 @@ _OUTSIDE = """(el) => {
     .map(([one, box]) => `${one.outerHTML.slice(0, 120)}: ${Math.round(box.left)} to ${Math.round(box.right)}`
       + ` in ${Math.round(left)} to ${Math.round(right)}`);
 }"""
+_FOCUSED = """(el) => {
+  let at = document.activeElement;
+  while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  if (!at || !el.contains(at)) return null;
+  const style = getComputedStyle(at);
+  const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  const stroke = at instanceof SVGElement && style.stroke !== "none" && parseFloat(style.strokeWidth) > 1;
+  // A list whose focus is a descendant's shows it there.
+  const inside = at.getAttribute("aria-activedescendant");
+  const led = inside !== null && getComputedStyle(at.ownerDocument.getElementById(inside)).boxShadow !== "none";
+  return { what: at.outerHTML.slice(0, 140), seen: ring || stroke || led || style.boxShadow !== "none" };
+}"""
+# Two English words in a row, in what is seen or read aloud; not in what models and users wrote.
+_ENGLISH = """(el) => {
+  const theirs = "[dir=auto], .gl-chip, .gl-token, .gl-scrub-token, .gl-about > span:first-child, code, svg textPath, "
+    + ".gl-river-names, .gl-guess-at, textarea, [data-token], .gl-name, .gl-passage, option[value$='.ipynb']";
+  const names = new RegExp("SAEs?|Neuronpedia|Gemloupe|Gemma Scope|JupyterLab|Python|HTML|PNG|SVG"
+    + "|Ctrl|Enter|Shift|Home|End|Esc|Tab", "g");
+  const english = (text) => /[A-Za-z]{2,}[,.:;]? [A-Za-z]{2,}/.test(text.replace(names, "·"));
+  const found = [];
+  const walk = document.createTreeWalker(el, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const at = node instanceof Element ? node : node.parentElement;
+    if (!at || at.closest(theirs)) continue;
+    if (node instanceof Text) { if (english(node.data)) found.push(node.data); continue; }
+    for (const name of ["title", "aria-label", "placeholder", "aria-valuetext"])
+      if (english(node.getAttribute(name) ?? "")) found.push(`${name}: ${node.getAttribute(name)}`);
+  }
+  return [...new Set(found)];
+}"""
 
 
 def faults(part: Locator) -> list[str]:
@@ -48,21 +78,26 @@ def outside(part: Locator) -> list[str]:
     return part.evaluate(_OUTSIDE)
 
 
+def english(part: Locator) -> list[str]:
+    """Sentences and names that are still English."""
+    return part.evaluate(_ENGLISH)
+
+
 def focus_path(part: Locator, most: int = 200) -> list[dict[str, Any]]:
     """Every element that Tab reaches in a part, in order, and whether its focus is seen."""
-    page = part.page
+    part.scroll_into_view_if_needed()
+    part.evaluate("(el) => { el.tabIndex = -1; el.focus(); el.removeAttribute('tabindex'); }")
     found: list[dict[str, Any]] = []
     for _ in range(most):
-        page.keyboard.press("Tab")
-        one = part.evaluate("""(el) => {
-          let at = document.activeElement;
-          while (at?.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
-          if (!at || !el.contains(at)) return null;
-          const style = getComputedStyle(at);
-          const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
-          return { what: at.outerHTML.slice(0, 140), seen: ring || style.boxShadow !== "none" };
-        }""")
+        part.page.keyboard.press("Tab")
+        one = part.evaluate(_FOCUSED)
         if one is None:
             break
         found.append(one)
     return found
+
+
+def unseen(part: Locator) -> list[str]:
+    """Each element that Tab reaches without one seeing it; a part must have one that it reaches."""
+    path = focus_path(part)
+    return [one["what"] for one in path if not one["seen"]] if path else ["Tab reaches nothing"]
