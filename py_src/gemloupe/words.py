@@ -108,6 +108,11 @@ def _shown_by(widget: str) -> tuple[str, ...] | None:
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
+def tag() -> str:
+    """The language in use as `lang` attributes have it."""
+    return _TAGS[current()]
+
+
 def current() -> str:
     return _chosen or _hosts
 

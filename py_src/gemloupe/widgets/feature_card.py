@@ -30,6 +30,7 @@ from ..study.index.layout import BESIDE
 from ..study.neighbours import OTHER, OWN, Neighbour
 from ..trace import Trace
 from ..wire.rpc import Handler
+from ..words import here, say
 from . import card_wire as wire
 from .colour import PALETTES, opacity
 from .latest import Latest, Task
@@ -593,7 +594,7 @@ class FeatureCard(LiveWidget):
         lines = [f"<h3 style='margin:4px 0'>{html.escape(shown['feature'])}</h3>"]
         for label in said["labels"][:1]:
             lines.append(f"<div>{html.escape(label['text'])} <small>({html.escape(label['source'])})</small></div>")
-        lines += [f"<div>{html.escape(line)}</div>" for line in _lines(self)]
+        lines += [f"<div>{html.escape(here(line))}</div>" for line in _lines(self)]
         maximum = shown["maximum"] or 1.0
         for example in self.examples["top"][:_PICTURED]:
             lines.append(
@@ -611,22 +612,31 @@ def _lines(card: FeatureCard) -> Iterator[str]:
     """What a card says, as lines of text."""
     shown = card.shown
     found = shown["evidence"]
+    tokens = "" if found is None else f"{found['tokens']:,}"
     if found is None:
         yield shown["why"]
     elif not found["fired"]:
-        yield f"never fires on the {found['tokens']:,} tokens of the index {found['index']}"
+        yield say("never fires on the {tokens} tokens of the index {index}", tokens=tokens, index=found["index"])
     else:
-        yield (
-            f"fires on {shown['density']:.3%} of {found['tokens']:,} tokens of the index {found['index']}, "
-            f"at most {found['maximum']:.4g}"
+        yield say(
+            "fires on {share} of {tokens} tokens of the index {index}, at most {maximum}",
+            share=f"{shown['density']:.3%}",
+            tokens=tokens,
+            index=found["index"],
+            maximum=f"{found['maximum']:.4g}",
         )
-        yield "on " + ", ".join(repr(text) for text, _ in found["on"][:5])
+        yield say("on {tokens}", tokens=", ".join(repr(text) for text, _ in found["on"][:5]))
     for name in ("promotes", "suppresses"):
-        listed = shown[name] or card.more.get(name) or []
+        listed = ", ".join(repr(text) for text, _ in (shown[name] or card.more.get(name) or [])[:5])
         if listed:
-            yield f"{name} " + ", ".join(repr(text) for text, _ in listed[:5])
+            yield (
+                say("promotes {tokens}", tokens=listed)
+                if name == "promotes"
+                else say("suppresses {tokens}", tokens=listed)
+            )
     if card.reading is not None and not card.reading["error"]:
-        yield f"on your text at most {max(card.reading['acts'], default=0.0):.4g}"
+        most = max(card.reading["acts"], default=0.0)
+        yield say("on your text at most {maximum}", maximum=f"{most:.4g}")
 
 
 def _spans(palette: str, example: Mapping[str, Any], maximum: float) -> Iterator[str]:

@@ -21,6 +21,7 @@ from ..feature import FeatureId
 from ..label import Label
 from ..site import Site
 from ..wire.rpc import Handler
+from ..words import here, say
 from .colour import PALETTES
 from .evolution_wire import shown_features, wire_attribution, wire_evolution
 from .latest import Latest, Task
@@ -343,15 +344,18 @@ class LayerEvolution(LiveWidget):
                 at = next((s for s in column.sites if s.site == Site(kind, layer)), None)
                 block = at.blocks[0] if at is not None and at.blocks else None
                 number = "" if block is None else f" {_number(block.strength)}"
-                cells.append("not open" if at is None else "–" if block is None else f"{block.feature}{number}")
+                cells.append(
+                    here(say("not open")) if at is None else "–" if block is None else f"{block.feature}{number}"
+                )
             guess = said.get(layer)
             cells.append("" if guess is None or not guess.tokens else f"{guess.tokens[0][1]!r}")
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
         head = "".join(
-            f"<th style='text-align:left'>{html.escape(name)}</th>" for name in ("layer", *kinds, "the model's guess")
+            f"<th style='text-align:left'>{html.escape(name)}</th>"
+            for name in here([say("layer"), *kinds, say("the model's guess")])
         )
         token = trace.tokens[column.position].text
-        title = html.escape(f"token {column.position}: {token!r}")
+        title = html.escape(here(say("token {position}: {token}", position=column.position, token=repr(token))))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<div>{title}</div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -16,6 +16,7 @@ from ..errors import refuse
 from ..feature import FeatureId
 from ..study.search import Hit, Hits
 from ..wire.rpc import Handler
+from ..words import here, say
 from .colour import PALETTES
 from .live import STATIC, LiveWidget, refusing_traits
 
@@ -225,7 +226,7 @@ class SearchResults(LiveWidget):
 
     def static_picture(self) -> str:
         head, body = _table(self._hits)
-        cells = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in head)
+        cells = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in here(head))
         lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
         said = f"{self.kind}: {self.query}"
         return f"<div>{html.escape(said)}</div><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
@@ -243,9 +244,9 @@ def _table(hits: Hits) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(head, rows) of what is printed."""
     numbers = {
         "words": (),
-        "text": ("strength", "raw", "at token"),
-        "contrast": ("group", "a", "b"),
-        "neighbours": ("cosine",),
+        "text": (say("strength"), say("raw"), say("at token")),
+        "contrast": (say("group"), "a", "b"),
+        "neighbours": (say("cosine"),),
     }[hits.kind]
 
     def cells(hit: Hit) -> tuple[str, ...]:
@@ -262,7 +263,7 @@ def _table(hits: Hits) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         source = "" if hit.label is None else hit.label.source
         return (str(hit.feature), *(every[name] for name in numbers), label, source)
 
-    return ("feature", *numbers, "label", "from"), [cells(hit) for hit in hits]
+    return (say("feature"), *numbers, say("label"), say("from")), [cells(hit) for hit in hits]
 
 
 def _said(number: float) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..wire.arrays import as_json
+from ..words import tag
 
 _FOLDER = Path(__file__).parent.parent / "static"
 
 _PAGE = """<!doctype html>
-<html lang="en">
+<html lang="{lang}">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>gemloupe</title>
 <style>:root{{color-scheme:light dark}}body{{margin:24px;font-family:system-ui,sans-serif}}</style></head>
 <body>
@@ -47,4 +48,4 @@ def html(name: str, state: dict[str, Any], picture: str, *, page: bool, holds: t
         f"<script>{_asset(f'{name}.static.js')}</script>"
         "</div>"
     )
-    return _PAGE.format(fragment=fragment) if page else fragment
+    return _PAGE.format(fragment=fragment, lang=tag()) if page else fragment

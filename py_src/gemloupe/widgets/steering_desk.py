@@ -33,7 +33,7 @@ from ..study.preset import SAMPLING, Preset
 from ..study.reread import reread
 from ..study.sweep import Sweep, sweep
 from ..wire.rpc import Handler
-from ..words import joined, say
+from ..words import here, joined, say
 from . import steering_wire as wire
 from .colour import PALETTES
 from .latest import Latest, Pace, Task
@@ -42,6 +42,12 @@ from .live import STATIC, LiveWidget, refusing_traits
 _log = logging.getLogger(__name__)
 
 DEFAULT, STEERED, RANDOM, FLIPPED = "default", "steered", "random", "flipped"
+_ARMS = {
+    DEFAULT: say("default"),
+    STEERED: say("steered"),
+    RANDOM: say("control: random direction"),
+    FLIPPED: say("control: sign flipped"),
+}
 _TOKEN_BYTES = 60  # of one token on the wire, nearly
 _OFFERED = 16  # features offered for colouring besides the edited ones
 _MOVERS = 5  # per layer
@@ -735,7 +741,7 @@ class SteeringDesk(LiveWidget):
         texts = []
         for arm in self.current["arms"]:
             text = "".join(token["text"] for token in arm["tokens"])
-            head = line(arm["name"], "opacity:.7;font-size:85%")
+            head = line(here(_ARMS.get(arm["name"], arm["name"])), "opacity:.7;font-size:85%")
             texts.append(f'{head}<div style="white-space:pre-wrap" dir="auto">{html.escape(text)}</div>')
         return line(self.prompt, "white-space:pre-wrap;font-weight:bold") + "".join(rows + texts)
 

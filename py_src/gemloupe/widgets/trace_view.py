@@ -19,6 +19,7 @@ from ..site import Site
 from ..trace import Token, Trace
 from ..wire import arrays
 from ..wire.rpc import Handler
+from ..words import here, joined, say
 from .colour import PALETTES, opacity
 from .live import LiveWidget, refusing_traits
 from .selection import Selection, read_selection
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 
 _FEATURE = re.compile(r"[a-z]+\.[0-9]+/[0-9]+")
+_LIGHTS = {"green": say("green"), "amber": say("amber"), "red": say("red"), "unknown": say("unknown")}
 # Features per token whose facts the static twin carries: more than fit a screen, few enough for a small file.
 _STATIC_FACTS = 12
 
@@ -266,10 +268,14 @@ class TraceView(LiveWidget):
             colour = f"background-color:rgba({red}, {green}, {blue}, {0 if token.special else alpha:.3f});"
             style = f"{colour}border-radius:8px;padding:1px 3px;margin:1px;white-space:pre-wrap;unicode-bidi:isolate"
             spans.append(f'<span style="{style}" title="{strength:.2f}">{html.escape(text)}</span>')
-        head = f"{self.selection.get('feature') or 'strongest feature on each token'} · {self.site or 'no site open'}"
+        parts = [
+            self.selection.get("feature") or say("strongest feature on each token"),
+            self.site or say("no site open"),
+        ]
         if self.fidelity is not None:
-            head += f" · fidelity {self.fidelity['light']}: {self.fidelity['reason']}"
-        line = f'<div style="opacity:.7;font-size:85%">{html.escape(head)}</div>'
+            light = _LIGHTS.get(self.fidelity["light"], self.fidelity["light"])
+            parts.append(say("fidelity {light}: {reason}", light=light, reason=self.fidelity["reason"]))
+        line = f'<div style="opacity:.7;font-size:85%">{html.escape(here(joined(" · ", parts)))}</div>'
         return f'<div dir="auto" style="line-height:2">{"".join(spans)}</div>{line}'
 
 
