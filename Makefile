@@ -23,7 +23,7 @@ TESTS ?= tests/py
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: lab test lint types unit vitest ui watch bench model setup chromium clean
+.PHONY: lab test lint types unit vitest ui kernels watch bench model setup chromium clean
 
 lab: model py_src/gemloupe/static/.stamp
 	$(BIN)/jupyter lab notebooks/tour.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
@@ -73,6 +73,13 @@ unit: model py_src/gemloupe/static/.stamp
 
 ui: model py_src/gemloupe/static/.stamp chromium
 	$(PYTEST) --dist worksteal tests/ui
+
+# What a widget does while a cell runs, with the oldest ipykernel that JupyterLab still meets beside the newest.
+OLD_KERNEL = .cache/ipykernel-6.31.0
+kernels: setup
+	test -d $(OLD_KERNEL) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLD_KERNEL) ipykernel==6.31.0
+	for kernel in "" $(OLD_KERNEL); do \
+	  PYTHONPATH=$$kernel OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/py/test_kernel.py tests/ui/test_steering.py || exit 1; done
 
 # Debian's Chromium, unless CHROMIUM names another one.
 chromium:

@@ -24,6 +24,7 @@ import { doseStrip } from "./dose-strip";
 import { type GenerationView, generationView } from "./generation-view";
 import { keys } from "./keys";
 import { moversView } from "./movers";
+import { download } from "./save-picture";
 import { type SteeringRow, steeringRow } from "./steering-row";
 import { steeringSettings } from "./steering-settings";
 import { themed } from "./theme";
@@ -121,6 +122,15 @@ export function desk(options: DeskOptions): Desk {
   const controls = h("input", { attrs: { type: "checkbox" } });
   controls.id = freshId("controls");
   const code = h("button", { text: t("copy as code"), attrs: { type: "button" } });
+  const save = h("button", {
+    text: t("save preset"),
+    attrs: { type: "button", title: t("Prompt, edits and sampling as a file, with what they were made with") },
+  });
+  const open = h("button", { text: t("open preset"), attrs: { type: "button" } });
+  const file = h("input", {
+    attrs: { type: "file", accept: ".json,application/json", "aria-label": t("Preset to open") },
+  });
+  file.hidden = true;
   const tools = h(
     "div",
     { class: "gl-desk-tools" },
@@ -137,6 +147,9 @@ export function desk(options: DeskOptions): Desk {
       ` ${t("control rows")}`,
     ),
     code,
+    save,
+    open,
+    file,
   );
   const codeText = h("textarea", {
     class: "gl-code-text",
@@ -420,13 +433,37 @@ export function desk(options: DeskOptions): Desk {
     },
     { signal },
   );
+  save.addEventListener(
+    "click",
+    async () => {
+      try {
+        const text = await call<string>("preset");
+        download("steering.json", `data:application/json;charset=utf-8,${encodeURIComponent(text)}`);
+        onError("preset", null);
+      } catch (error) {
+        onError("preset", error);
+      }
+    },
+    { signal },
+  );
+  open.addEventListener("click", () => file.click(), { signal });
+  file.addEventListener(
+    "change",
+    async () => {
+      const chosen = file.files?.[0];
+      file.value = ""; // so that the same file can be chosen again
+      if (chosen) tell("preset", "open", { text: await chosen.text(), name: chosen.name });
+    },
+    { signal },
+  );
   keys(root, { Escape: stop }, signal);
 
   const drawFixed = () => {
     about.show(values.about.get());
     settings.show(values.sampling.get(), values.follow.get(), values.chat.get(), on());
     controls.checked = values.controls.get();
-    for (const input of [prompt, addField, addButton, colourField, controls, code, forget]) input.disabled = !on();
+    for (const input of [prompt, addField, addButton, colourField, controls, code, save, open, forget])
+      input.disabled = !on();
     add.hidden = tools.hidden = !live;
     const notes = values.notes.get();
     messages.say("notes", notes.length ? notes.join(" ") : null);

@@ -55,7 +55,8 @@ export function standalone(parts: SVGElement[], title: string, paper: string): S
   return whole;
 }
 
-function download(name: string, url: string): void {
+/** Hands the browser a file. */
+export function download(name: string, url: string): void {
   const link = h("a", { attrs: { href: url, download: name } });
   link.click();
 }

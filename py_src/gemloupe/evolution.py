@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import Refusal, refuse
 from .feature import FeatureId, whole
-from .site import KINDS, Site
+from .site import KINDS, Site, in_words
 from .sparse import SparseActs
 from .trace import Token, Trace
 
@@ -321,8 +321,7 @@ class Evolution:
     def _known(self, feature: FeatureId | str) -> FeatureId:
         name = FeatureId.of(feature)
         if name.site not in self.trace.acts:
-            open_ = ", ".join(map(str, self.trace.sites)) or "none"
-            raise refuse("site-not-open", site=name.site, open=open_)
+            raise refuse("site-not-open", site=name.site, open=in_words(self.trace.sites))
         return name.within(self.trace.acts[name.site].shape[1])
 
     def _ordinary(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from .errors import refuse
-from .site import Site
+from .site import Site, in_words
 from .words import counted, joined, say
 
 # Fewer tokens than this say more about themselves than about the SAE.
@@ -138,7 +138,7 @@ class Fidelities(Mapping[Site, Fidelity]):
     def __getitem__(self, key: Any) -> Fidelity:
         site = Site.of(key)
         if site not in self._sites:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, self._sites)) or "none")
+            raise refuse("site-not-open", site=site, open=in_words(self._sites))
         self._want((site,))
         return self._known[site]
 

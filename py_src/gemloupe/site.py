@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ MEANING = {
 }
 # A block is read in the order the forward pass reaches its sites.
 _ORDER = {"att": 0, "transcoder": 1, "mlp": 2, "res": 3}
+# So many sites are named one by one.
+_SHORT = 8
 _PATTERN = re.compile(r"(res|mlp|att|transcoder)\.(0|[1-9][0-9]{0,3})")
 
 
@@ -51,3 +54,21 @@ class Site:
 
     def __lt__(self, other: Site) -> bool:
         return (self.layer, _ORDER[self.kind]) < (other.layer, _ORDER[other.kind])
+
+
+def in_words(sites: Iterable[Site]) -> str:
+    """Sites in a sentence; of many, those in a row as 'res.0 to res.17'. 'none' if there are none."""
+    given = list(sites)
+    if len(given) <= _SHORT:
+        return ", ".join(map(str, given)) or "none"
+    parts = []
+    for kind in KINDS:
+        layers = sorted({site.layer for site in given if site.kind == kind})
+        while layers:
+            run = 1
+            while run < len(layers) and layers[run] == layers[0] + run:
+                run += 1
+            ends = [f"{kind}.{layers[0]}", f"{kind}.{layers[run - 1]}"]
+            parts += [" to ".join(ends)] if run > 2 else ends[:run]
+            layers = layers[run:]
+    return ", ".join(parts)

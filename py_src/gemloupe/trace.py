@@ -15,7 +15,7 @@ import numpy as np
 from .errors import refuse
 from .feature import FeatureId, whole
 from .fidelity import Fidelities, Fidelity
-from .site import Site
+from .site import Site, in_words
 from .sparse import SparseActs
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Trace:
 
     def _acts(self, site: Site) -> SparseActs:
         if site not in self.acts:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, self.acts)) or "none")
+            raise refuse("site-not-open", site=site, open=in_words(self.acts))
         return self.acts[site]
 
     def positions(self, token: int | str) -> list[int]:

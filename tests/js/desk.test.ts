@@ -458,6 +458,24 @@ describe("running", () => {
     expect(one<HTMLTextAreaElement>(".gl-code-text").value).toBe("import gemloupe as gl");
     expect(one(".gl-code-text").hidden).toBe(false);
   });
+  test("a preset is saved as a file, and opened from one", async () => {
+    const saved: string[] = [];
+    const click = vi.spyOn(HTMLAnchorElement.prototype, "click").mockImplementation(function (this: HTMLAnchorElement) {
+      saved.push(this.download, decodeURIComponent(this.href));
+    });
+    model.answer = () => '{"prompt": "Ö"}';
+    mount();
+    button("save preset").click();
+    await settled();
+    expect(saved).toEqual(["steering.json", 'data:application/json;charset=utf-8,{"prompt": "Ö"}']);
+    click.mockRestore();
+    const file = one<HTMLInputElement>("input[type=file]");
+    Object.defineProperty(file, "files", { value: [{ name: "mine.json", text: async () => "{}" }] });
+    file.dispatchEvent(new Event("change"));
+    await vi.waitFor(() =>
+      expect(model.calls("open").map((sent) => sent.params)).toEqual([{ text: "{}", name: "mine.json" }]),
+    );
+  });
   test("what is different from a preset is said", () => {
     model.state.notes = ["The SAE at res.12 is a here, and was b."];
     mount();

@@ -732,6 +732,42 @@ def test_a_preset_comes_back_as_it_was(engine, tmp_path):
     assert opened.edits == desk.edits and opened.sampling == desk.sampling and opened.notes == []
 
 
+def test_the_browser_saves_and_opens_presets(engine):
+    desk = desk_of(engine, edits=[gl.clamp("res.12/3", 2.0)], temperature=0.7, seed=5)
+    desk.wait(10)
+    ends = Ends(desk)
+    text = ends.ask("preset")["value"]
+    other = desk_of(engine, "Other", edits=[gl.add("res.5/1", 1), gl.add("res.5/2", 1)], run=False)
+    ends = Ends(other)
+    assert ends.ask("open", text="nonsense", name="a.json")["code"] == "file-unreadable"
+    assert other.prompt == "Other" and len(other.edits) == 2
+    changed = text.replace('"res.12/3"', '"res.9/3"').replace('"site": "res.12"', '"site": "res.9"')
+    assert ends.ask("open", text=changed, name="a.json")["code"] == "site-not-open"
+    assert other.prompt == "Other" and len(other.edits) == 2
+    assert ends.ask("open", text=text, name="a.json")["kind"] == "value"
+    other.wait(10)
+    assert other.preset == desk.preset and other.notes == []
+    assert arms(other) == arms(desk) and other.colour["feature"] == "res.12/3"
+    ends.ask("open", text=text.replace(ABOUT["model_digest"], "e" * 64), name="a.json")
+    assert len(other.notes) == 1
+
+
+def test_a_preset_of_a_chat_brings_its_history(engine, tmp_path):
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "So"},
+    ]
+    path = Preset(said, EDIT).save(tmp_path / "chat.json")
+    desk = desk_of(engine, run=False)
+    desk.load(path)
+    desk.wait(10)
+    assert desk.chat and desk.prompt == "So" and engine.requests[-1].given == tuple(said)
+    desk.load(Preset("Hello", EDIT))
+    desk.wait(10)
+    assert not desk.chat and engine.requests[-1].given == "Hello"
+
+
 def test_another_model_or_sae_is_said(engine):
     preset = Preset("Hello", (gl.clamp("res.12/3", 1),), made_with={**ABOUT, "sae_digests": {"res.12": "d" * 64}})
     with pytest.warns(UserWarning, match=r"The SAE at res\.12 is cccccccccccc here, and was dddddddddddd"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId, whole
-from gemloupe.site import KINDS, MEANING, Site
+from gemloupe.site import KINDS, MEANING, Site, in_words
 from gemloupe.sparse import SparseActs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +43,15 @@ def test_what_is_no_site_is_refused(given):
 @pytest.mark.parametrize(("kind", "layer"), [("res", -1), ("res", True), ("res", 1.0), ("res", "1"), ("nope", 1)])
 def test_a_site_cannot_be_made_wrong(kind, layer):
     refused("site-unreadable", lambda: Site(kind, layer))
+
+
+def test_many_sites_are_said_in_few_words():
+    assert in_words([]) == "none"
+    assert in_words([Site("res", 12), Site("att", 0)]) == "res.12, att.0"
+    every = [Site(kind, layer) for layer in range(18) for kind in ("att", "mlp", "res")]
+    assert in_words(every) == "res.0 to res.17, mlp.0 to mlp.17, att.0 to att.17"
+    some = [Site("res", layer) for layer in (0, 1, 3, 5, 6, 7, 20, 22, 23)]
+    assert in_words(reversed(some)) == "res.0, res.1, res.3, res.5 to res.7, res.20, res.22, res.23"
 
 
 def test_sites_sort_as_the_forward_pass_reaches_them():

@@ -24,7 +24,7 @@ from ..run.promote import listable_tokens, promoted
 from ..run.read import CHUNK, Reading, read
 from ..run.together import read_together
 from ..run.tokens import token_text, tokenize
-from ..site import Site
+from ..site import Site, in_words
 from ..sparse import SparseActs
 from ..trace import Guess, Token, Trace
 from ..words import say
@@ -114,7 +114,7 @@ class LocalEngine:
 
     def _site(self, site: Site) -> Site:
         if site not in self.sites:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, self.sites)) or "none")
+            raise refuse("site-not-open", site=site, open=in_words(self.sites))
         return site
 
     def open_sites(self, given: Iterable[Site] | None) -> tuple[Site, ...]:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import refuse
-from ..site import Site
+from ..site import Site, in_words
 from .builtin import BUILTIN_ID
 from .catalog import Catalog, Entry, catalog, knows, named
 from .scope import Scope
@@ -88,5 +88,5 @@ def _narrow(scope: Scope, sites: Any, layers: Any, width: Any, l0: Any) -> Scope
     }
     if not left:
         asked = ", ".join(str(one) for one in (sites, layers) if one is not None)
-        raise refuse("site-not-open", site=asked, open=", ".join(map(str, scope.sites)))
+        raise refuse("site-not-open", site=asked, open=in_words(scope.sites))
     return replace(scope, _entries=MappingProxyType(left))

@@ -21,7 +21,7 @@ import torch
 
 from ..budget import said
 from ..errors import Refusal, refuse
-from ..site import Site
+from ..site import Site, in_words
 from ..words import say
 from . import cache, hub, layouts
 from .artifact import read_json, sha256, verify
@@ -74,7 +74,7 @@ class GemmaScope:
     def entry(self, site: Site | str) -> Entry:
         site = Site.of(site)
         if site not in self.entries:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, self.sites)))
+            raise refuse("site-not-open", site=site, open=in_words(self.sites))
         return self.entries[site]
 
     def width(self, site: Site | str) -> int:

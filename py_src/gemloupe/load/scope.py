@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import refuse
-from ..site import Site
+from ..site import Site, in_words
 from . import layouts
 from .artifact import DEFLATED, Content, check_file, deflate, read_json, verify
 from .cache import explained, folder_atomically
@@ -132,7 +132,7 @@ class Scope:
     def _entry(self, site: Site | str) -> _Entry:
         site = Site.of(site)
         if site not in self._entries:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, self.sites)))
+            raise refuse("site-not-open", site=site, open=in_words(self.sites))
         return self._entries[site]
 
     def width(self, site: Site | str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import refuse
 from ..feature import FeatureId, whole
-from ..site import Site
+from ..site import Site, in_words
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ def neighbours(source: Any, feature: FeatureId, k: int = 10, same_site: bool | N
     count = count_of(k)
     sites = _sites(source, None)
     if feature.site not in sites:
-        raise refuse("site-not-open", site=feature.site, open=", ".join(map(str, sites)) or "none")
+        raise refuse("site-not-open", site=feature.site, open=in_words(sites))
     mine = directions(source, feature.site)
     row = mine[feature.within(len(mine)).index]
     found: list[Neighbour] = []
@@ -166,7 +166,7 @@ def _sites(source: Any, given: Iterable[Site | str] | None) -> list[Site]:
     known = list(source.sites)
     for site in () if given is None else map(Site.of, given):
         if site not in known:
-            raise refuse("site-not-open", site=site, open=", ".join(map(str, known)) or "none")
+            raise refuse("site-not-open", site=site, open=in_words(known))
     return sorted(known if given is None else set(map(Site.of, given)))
 
 

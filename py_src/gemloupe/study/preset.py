@@ -36,9 +36,8 @@ class Preset:
         object.__setattr__(self, "sampling", {**SAMPLING, **self.sampling})
         object.__setattr__(self, "made_with", dict(self.made_with))
 
-    def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
-        path = Path(path)
+    def to_json(self) -> str:
+        """The file's text."""
         whole = {
             "format": FORMAT,
             "kind": KIND,
@@ -47,7 +46,12 @@ class Preset:
             "sampling": dict(self.sampling),
             "made_with": dict(self.made_with),
         }
-        path.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON."""
+        path = Path(path)
+        path.write_text(self.to_json(), encoding="utf-8")
         return path
 
     @classmethod
@@ -57,11 +61,20 @@ class Preset:
         if not path.is_file():
             raise refuse("file-unreadable", file=path, kind=KIND, why="there is no such file")
         try:
-            whole = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise refuse("file-unreadable", file=path, kind=KIND, why=str(error).rstrip(".")) from error
+        return cls.from_json(text, path)
+
+    @classmethod
+    def from_json(cls, text: str, file: Any = "the text") -> Preset:
+        """Read what `to_json` wrote; `file` is what a refusal calls it."""
+        try:
+            whole = json.loads(text)
             if whole["kind"] != KIND:
                 raise ValueError(f"it says that it is a {whole['kind']!r}")
             if whole["format"] > FORMAT:
-                raise refuse("scope-newer", file=path, theirs=whole["format"], ours=FORMAT)
+                raise refuse("scope-newer", file=file, theirs=whole["format"], ours=FORMAT)
             prompt = whole["prompt"]
             if not isinstance(prompt, str):
                 prompt = tuple({"role": str(one["role"]), "content": str(one["content"])} for one in prompt)
@@ -73,7 +86,7 @@ class Preset:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if getattr(error, "code", "") == "scope-newer":
                 raise
-            raise refuse("file-unreadable", file=path, kind=KIND, why=str(error).rstrip(".")) from error
+            raise refuse("file-unreadable", file=file, kind=KIND, why=str(error).rstrip(".")) from error
 
     def differences(self, about: Mapping[str, Any]) -> list[str]:
         """How the open model and SAEs (`about`, as in `loupe.about.about`) differ from `made_with`, in sentences.

@@ -163,6 +163,7 @@ class SteeringDesk(LiveWidget):
             settings = dict(SAMPLING)
         settings |= {name: options.pop(name) for name in SAMPLING if name in options}
         said, chat = self._read_prompt(prompt)
+        self._before = self._history(prompt)
         self._rows = [self._new_row(edit) for edit in edits_of(edits)]
         self._coloured = next((row.edit.feature for row in self._rows if row.edit.feature is not None), None)
         described = engine.describe()
@@ -186,17 +187,23 @@ class SteeringDesk(LiveWidget):
     # ---- what is wanted: prompt, edits, sampling
 
     def _read_prompt(self, given: Any) -> tuple[str, bool]:
-        """(what is said now, whether it is a chat); earlier messages are put aside."""
+        """(what is said now, whether it is a chat)."""
         if isinstance(given, str):
             return given, False
         messages = list(given) if isinstance(given, (list, tuple)) else None
         if not messages or not all(isinstance(one, Mapping) and "role" in one and "content" in one for one in messages):
             raise refuse("prompt-unreadable", type=type(given).__name__)
-        said = ""
+        return (str(messages[-1]["content"]) if messages[-1]["role"] == "user" else ""), True
+
+    @staticmethod
+    def _history(given: Any) -> tuple[Mapping[str, str], ...]:
+        """The messages of a chat that come before what is said now."""
+        if isinstance(given, str):
+            return ()
+        messages = list(given)
         if messages[-1]["role"] == "user":
-            said = str(messages.pop()["content"])
-        self._before = tuple({"role": str(one["role"]), "content": str(one["content"])} for one in messages)
-        return said, True
+            messages.pop()
+        return tuple({"role": str(one["role"]), "content": str(one["content"])} for one in messages)
 
     def _new_row(self, edit: Edit) -> _Row:
         facts = None if edit.feature is None else self._engine.facts((edit.feature,))[0]
@@ -635,6 +642,28 @@ class SteeringDesk(LiveWidget):
         """Write `preset` to a file; `loupe.steer(gl.Preset.load(path))` opens it."""
         return self.preset.save(path)
 
+    def load(self, given: Any) -> None:
+        """Take over what a `Preset`, or a file that `save` wrote, says: prompt, edits and sampling. It starts over.
+
+        `notes` then says how model and SAEs differ from those it was made with. What is refused changes nothing.
+        """
+        preset = given if isinstance(given, Preset) else Preset.load(given)
+        said, chat = self._read_prompt(preset.prompt)
+        rows = [self._new_row(edit) for edit in preset.edits]
+        with self._lock:
+            self._latest.cancel()
+            self._before = self._history(preset.prompt)
+            self._rows, self._done = rows, {}
+            self._coloured = next((row.edit.feature for row in rows if row.edit.feature is not None), None)
+            with self.hold_sync():
+                self.prompt, self.chat, self.turns = said, chat, []
+                self.sampling = dict(preset.sampling)
+                self.notes = preset.differences(self._made_by)
+                self.dose, self.rows = None, self._wire_rows()
+            if said:
+                self._start()
+            self._show_colour()
+
     def code(self) -> str:
         """The notebook cell that makes this desk."""
         return self.preset.code()
@@ -654,6 +683,8 @@ class SteeringDesk(LiveWidget):
             "sweep": self._on_sweep,
             "forget": self._on_forget,
             "code": self.code,
+            "preset": self._on_preset,
+            "open": self._on_open,
             "fresh": self._on_fresh,
             "left": self.stop,
         }
@@ -720,6 +751,12 @@ class SteeringDesk(LiveWidget):
             self._ident += 1
             self.turns, self._before, self._done = [], (), {}
             self.current = {**_NOTHING, "id": self._ident}
+
+    def _on_preset(self) -> str:
+        return self.preset.to_json()
+
+    def _on_open(self, text: str, name: str) -> None:
+        self.load(Preset.from_json(text, name))
 
     def _on_fresh(self) -> None:
         """Send again what a browser may have missed."""
