@@ -18,6 +18,7 @@ from .errors import refuse
 # What may be asked for, and the folder of its messages; English has none.
 _LOCALES = {"en": None, "zh": "zh_CN"}
 _TAGS = {"en": "en", "zh": "zh-CN"}
+_WIDE = {"; ": "；"}  # what stands between sentences there
 _PLACE = re.compile(r"\{(\w+)\}")
 
 _chosen: str | None = None  # by the user
@@ -29,22 +30,26 @@ class Said(str):
     """English text that knows the message and values it was made of."""
 
     message: str
-    values: Mapping[str, Any]
+    values: Mapping[str, str]
     parts: tuple[str, ...] | None = None
     """Of several texts in a row; `message` is then what stands between them."""
 
 
 def say(message: str, /, **values: Any) -> str:
     """A text for the user's eyes: `message` with each {name} replaced by a value, which may be such a text itself."""
-    text = Said(_fill(message, values))
-    text.message, text.values = message, values
-    return text
+    return _said(message, message, values)
 
 
 def counted(one: str, many: str, n: int, /, **values: Any) -> str:
     """`say` for a number of things: `one` where n is 1, `many` elsewhere; {n} is the number."""
-    text = Said(_fill(one if n == 1 else many, {"n": n, **values}))
-    text.message, text.values = one, {"n": n, **values}
+    return _said(one, one if n == 1 else many, {"n": n, **values})
+
+
+def _said(message: str, english: str, values: Mapping[str, Any]) -> Said:
+    # as texts, so that no value is kept alive, or changes, with what was said of it
+    kept = {name: value if isinstance(value, str) else str(value) for name, value in values.items()}
+    text = Said(_fill(english, kept))
+    text.message, text.values = message, kept
     return text
 
 
@@ -64,7 +69,7 @@ def here(value: Any) -> Any:
 def _put(value: Any, into: Mapping[str, list[str]]) -> Any:
     if isinstance(value, Said):
         if value.parts is not None:
-            return value.message.join(_put(part, into) for part in value.parts)
+            return _WIDE.get(value.message, value.message).join(_put(part, into) for part in value.parts)
         found = into.get(value.message)
         values = {name: _put(part, into) for name, part in value.values.items()}
         return _fill(found[0] if found else value.message, values)
@@ -75,8 +80,8 @@ def _put(value: Any, into: Mapping[str, list[str]]) -> Any:
     return value
 
 
-def _fill(message: str, values: Mapping[str, Any]) -> str:
-    return _PLACE.sub(lambda found: str(values.get(found[1], found[0])), message)
+def _fill(message: str, values: Mapping[str, str]) -> str:
+    return _PLACE.sub(lambda found: values.get(found[1], found[0]), message)
 
 
 @cache

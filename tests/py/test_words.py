@@ -169,7 +169,7 @@ def test_what_is_said_is_english_text_that_can_be_put_into_chinese():
     gl.language("zh")
     put = words.here({"rows": [{"reason": reason, "token": "raw {raw}", "n": 0}], "none": None})
     assert put == {
-        "rows": [{"reason": "每词元激活 7 个特征; 没有任何特征激活，不比均值更好", "token": "raw {raw}", "n": 0}],
+        "rows": [{"reason": "每词元激活 7 个特征；没有任何特征激活，不比均值更好", "token": "raw {raw}", "n": 0}],
         "none": None,
     }
 
