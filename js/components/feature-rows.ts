@@ -150,7 +150,7 @@ export function featureRows({ onSelect, onNeeded, facts, tokenText, signal }: Fe
       h(
         "div",
         { class: "gl-td-promotes" },
-        ...(known?.label ? [h("b", { text: known.label })] : []),
+        ...(known?.label ? [h("b", { text: known.label, attrs: { dir: "auto" } })] : []),
         ...(known?.promotes ?? []).slice(0, PROMOTED).map(([text]) => chip(text)),
       ),
     ];

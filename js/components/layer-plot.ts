@@ -5,6 +5,7 @@ import { opacity } from "../core/colour";
 import type { Block, Chain, Column, Evolution, Ribbon } from "../core/evolution";
 import { type Frame, frame, type Layout, layout, neighbour, type Placed } from "../core/evolution-layout";
 import { strengthText } from "../core/numbers";
+import { fitted } from "../core/text";
 import { t } from "../core/words";
 import { freshId } from "./dom";
 import { recycled, svg } from "./svg";
@@ -194,7 +195,7 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
         river.chain.blocks.slice(0, 2).every((block) => dimmed(block.name))
       )
         return;
-      const text = name.length > room ? `${name.slice(0, room - 1)}…` : name;
+      const text = fitted(name, room);
       const path = `${id}-${i}`;
       const along = svg("textPath", { href: `#${path}` }, text);
       parts.push(svg("path", { id: path, d: river.path, fill: "none" }), svg("text", { dy: "0.34em" }, along));
@@ -205,7 +206,7 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
       const room = Math.floor((width - 8) / LETTER);
       const name = lonely && height >= 11 && room >= 12 && !dimmed(block.name) ? content.name(block.name) : "";
       if (!name) continue;
-      const text = name.length > room ? `${name.slice(0, room - 1)}…` : name;
+      const text = fitted(name, room);
       parts.push(svg("text", { x: x + 5, y: y + height / 2, dy: "0.34em" }, text));
     }
     names.replaceChildren(...parts);

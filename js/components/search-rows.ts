@@ -179,15 +179,14 @@ export function searchRows({ onSelect, onSteer, onCard, live, signal }: SearchRo
     el.dataset.kind = kind;
     head.replaceChildren(
       ...[mark("feature"), ...COLUMNS[kind].map(([title]) => title), mark("label"), ""].map((title) =>
-        h("div", {
-          class: `gl-found-${title.replaceAll(" ", "-") || "last"}`,
-          text: title && t(title),
-          attrs: {
-            role: "columnheader",
-            title: hintOf(title),
-            "aria-label": title ? undefined : t("What can be done"),
+        h(
+          "div",
+          {
+            class: `gl-found-${title.replaceAll(" ", "-") || "last"}`,
+            attrs: { role: "columnheader", title: hintOf(title) },
           },
-        }),
+          title ? t(title) : h("span", { class: "gl-unseen", text: t("What can be done") }),
+        ),
       ),
     );
     shown = all.filter(matches);

@@ -103,7 +103,7 @@ export function steeringSlider(onChange: (strength: number) => void, signal: Abo
         const at = placeOf(strength);
         const from = i === 0 ? at : (placeOf(sorted[i - 1].strength) + at) / 2;
         const to = i === sorted.length - 1 ? at : (placeOf(sorted[i + 1].strength) + at) / 2;
-        const cell = h("span", { class: `gl-band gl-band-${band}`, attrs: { title: MEANING[band] } });
+        const cell = h("span", { class: `gl-band gl-band-${band}`, attrs: { title: t(MEANING[band]) } });
         cell.style.left = `${50 + 50 * from}%`;
         cell.style.width = `${50 * (to - from)}%`;
         track.append(cell);

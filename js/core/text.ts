@@ -87,3 +87,15 @@ export function tokenName(token: Token): string {
     .map((piece) => piece.text)
     .join("");
 }
+
+const WIDE = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\u3000-\u303f\uff01-\uff60]/u;
+
+const roomOf = (text: string) => [...text].reduce((sum, letter) => sum + (WIDE.test(letter) ? 2 : 1), 0);
+
+/** A text cut to so many letters' room; a Chinese, Japanese or Korean one takes that of two. */
+export function fitted(text: string, room: number): string {
+  if (roomOf(text) <= room) return text;
+  const letters = [...text];
+  while (letters.length && roomOf(letters.join("")) > room - 1) letters.pop();
+  return `${letters.join("")}…`;
+}

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { percentText, rawText, strengthText } from "../../js/core/numbers";
-import { hasGap, tokenName, visiblePieces, visibleText } from "../../js/core/text";
+import { fitted, hasGap, tokenName, visiblePieces, visibleText } from "../../js/core/text";
 import { textOf } from "../../js/core/token";
 import { token } from "./fake";
 
@@ -72,4 +72,16 @@ describe("numbers", () => {
       "50 %",
       "100 %",
     ]));
+});
+
+test.each([
+  ["names of cities", 20, "names of cities"],
+  ["names of cities", 15, "names of cities"],
+  ["names of cities", 14, "names of citi…"],
+  ["激活于许多词元", 14, "激活于许多词元"],
+  ["激活于许多词元", 13, "激活于许多词…"],
+  ["激活于 “Paris”", 9, "激活于 “…"],
+  ["", 5, ""],
+])("%s fits into the room of %i letters as %s", (text, room, shown) => {
+  expect(fitted(text, room)).toBe(shown);
 });
