@@ -254,10 +254,9 @@ def matched(found: Matches, names: Names | None = None) -> Figure:
                 "source": [i if earlier else 0 for i, earlier in enumerate(before, 1)],
                 "target": [0 if earlier else i for i, earlier in enumerate(before, 1)],
                 "value": [max(one.cosine, 0.01) for one in found],
-                "color": [f"rgba({_COLOURS[mine.site.kind]},{0.5 if one.mutual else 0.18})" for one in found],
+                "color": [f"rgba({_COLOURS[mine.site.kind]},{0.5 if one.same else 0.18})" for one in found],
                 "customdata": [
-                    _alike(one.cosine, one.coactivation) + ("<br>each the other's nearest" if one.mutual else "")
-                    for one in found
+                    _alike(one.cosine, one.coactivation) + ("<br>the same thing" if one.same else "") for one in found
                 ],
                 "hovertemplate": "%{source.label} → %{target.label}<br>%{customdata}<extra></extra>",
             },

@@ -16,8 +16,10 @@ NEVER_FIRES = 5  # at every tiny site: known to be silent, so its maximum is unk
 UNKNOWN = 7  # at every tiny site: its maximum was not measured
 
 
-def tiny_scope(loaded, folder, sites=SITES, seed=0):
-    """Random JumpReLU SAEs for a loaded tiny model, with statistics; `mlp.1` has none. Returns the folder."""
+def tiny_scope(loaded, folder, sites=SITES, seed=0, plant=lambda name, decoder: None):
+    """Random JumpReLU SAEs for a loaded tiny model, with statistics; `mlp.1` has none. Returns the folder.
+
+    `plant(name, decoder)` may change the unit rows of a decoder before it is used."""
     import torch
     from gemloupe.engine.local import model_facts
     from gemloupe.load.sae import FeatureStats, Sae
@@ -32,6 +34,7 @@ def tiny_scope(loaded, folder, sites=SITES, seed=0):
         d_in = width_of(loaded.model, site)
         decoder = torch.randn(SCOPE_WIDTH, d_in, generator=random)
         decoder /= decoder.norm(dim=1, keepdim=True)
+        plant(name, decoder)
         threshold = torch.rand(SCOPE_WIDTH, generator=random) + 0.2
         threshold[NEVER_FIRES] = 1e9
         sae = Sae(

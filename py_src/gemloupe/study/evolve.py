@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evolution import Columns, Evolution, Ribbon
+from ..evolution import Columns, Evolution, Ribbon, alike
 from ..feature import FeatureId
 from ..words import say
 from .matches import joined, neighbours_of
@@ -46,7 +46,7 @@ def ribbons(found: Evolution, engine: Any, file: MatchFile | None) -> tuple[Ribb
             share = np.full(len(left), np.nan)
         else:
             continue
-        known = np.flatnonzero(partner >= 0)
+        known = np.flatnonzero((partner >= 0) & alike(cosine, share))
         together = known[_at_one_token(columns, one, two, left[known], partner[known])] if len(known) else known
         for i in together.tolist():
             seen = None if np.isnan(share[i]) else float(share[i])

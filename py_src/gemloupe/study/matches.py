@@ -1,9 +1,11 @@
 """The same thing one layer on: which features of neighbouring layers match, one to one, once for all features.
 
-Two features match by the cosine of what they write to the residual stream, and are the same thing if each is the
-other's nearest there. That is one to one, exact, and depends on no other pair. An assignment that maximises the sum of
-all cosines was left out: at 16,384 features it takes minutes and a gigabyte per pair of sites, and it joins what has no
-counterpart to whatever is left over, which is what a reader must not be shown.
+Two features match by the cosine of what they write to the residual stream. They are the same thing if each is the
+other's nearest there, unless the cosine is that of any two features, or they hardly ever fire together: directions that
+share one of the stream's massive dimensions are near each other whatever they are about. That is one to one, exact, and
+depends on no other pair. An assignment that maximises the sum of all cosines was left out: at 16,384 features it takes
+minutes and a gigabyte per pair of sites, and it joins what has no counterpart to whatever is left over, which is what a
+reader must not be shown.
 
 Residual streams, MLP outputs and what transcoders predict are all in the stream. An attention site is not: its features
 are in the basis of its own layer's heads. They are compared by what they add to the stream, through W_O and the gain
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,15 +166,15 @@ def of_feature(engine: Any, file: MatchFile | None, feature: FeatureId, k: int, 
 
 
 def trail(engine: Any, file: MatchFile | None, feature: FeatureId, sites: Sequence[Site]) -> tuple[FeatureId, ...]:
-    """A feature with what is the same thing in earlier and later layers, by layer: mutual matches only, and never
-    across a site that is not among `sites`."""
+    """A feature with what is the same thing in earlier and later layers, by layer; never across a site that is not
+    among `sites`."""
     found = [feature]
     for step in (-1, 1):
         at: FeatureId | None = feature
         while at is not None:
             beside = of_feature(engine, file, at, 1, sites)
             layer = at.site.layer + step
-            at = next((one.feature for one in beside if one.mutual and one.feature.site.layer == layer), None)
+            at = next((one.feature for one in beside if one.same and one.feature.site.layer == layer), None)
             if at is not None:
                 found.append(at)
     return tuple(sorted(found))
@@ -342,7 +345,8 @@ def _write(engine: Any, folder: Path, made: list[Pair], shares: list[Any], read:
     except OSError as error:
         raise refuse("cache-not-writable", folder=folder, why=error.strerror or str(error), need="2 MB") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return file
 
 
