@@ -68,9 +68,10 @@ class Effects:
 
 @dataclass
 class _Seen:
-    """Tensors of one pass."""
+    """Tensors of one pass. `writes` names for each site the one whose tensor its SAE gives back."""
 
     tensors: dict[Site, torch.Tensor] = field(default_factory=dict)
+    writes: dict[Site, Site] = field(default_factory=dict)
     final: torch.Tensor | None = None
 
 
@@ -108,12 +109,12 @@ def attribute(
         value = float(goal.detach())
         if not np.isfinite(value):
             raise refuse("gradient-not-finite", what="the target itself", why="numbers overflow before it")
-        tensors = [seen.tensors[target_of(site)] for site in before]
+        tensors = [seen.tensors[seen.writes[site]] for site in before]
         gradients = torch.autograd.grad(goal, tensors, allow_unused=True) if tensors else ()
     found = Effects(position, value, {}, {}, {}, {})
     for number, (site, gradient) in enumerate(zip(before, gradients, strict=True)):
         checkpoint(0.5 + 0.5 * number / len(before))
-        x, y = seen.tensors[site].detach()[0], seen.tensors[target_of(site)].detach()[0]
+        x, y = seen.tensors[site].detach()[0], seen.tensors[seen.writes[site]].detach()[0]
         g = torch.zeros_like(y) if gradient is None else gradient[0]
         if not bool(torch.isfinite(g).all()):
             raise refuse("gradient-not-finite", what=f"the gradient at {site}", why="a step after it overflows")
@@ -204,7 +205,7 @@ def _taking_out(model: Any, page: Sae, site: Site, of_row: Sequence[tuple[Site, 
         if isinstance(page, Transcoder):
             reader = reading(model, [site], lambda _, x: read.update(x=x), without_gain=lambda _: page.before_gain)
             hooks.enter_context(reader)
-        hooks.enter_context(replacing(model, target_of(site), change))
+        hooks.enter_context(replacing(model, _writes(page, site), change))
         yield
 
 
@@ -216,21 +217,33 @@ def _forward(
     seen = _Seen()
     own = [target.site] if isinstance(target, FeatureTarget) else []
     wanted = {*before, *map(target_of, before), *own}
+    seen.writes = {site: site for site in before}
 
     def root(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
         # Nothing in the model is trained, so the graph begins here.
         return out.detach().requires_grad_()
 
+    def gain(site: Site) -> bool:
+        # Asked at sites of transcoders only, before their tensor is made.
+        page = sae(site)
+        if site in seen.writes:
+            seen.writes[site] = _writes(page, site)
+        return without_gain(page)
+
     with ExitStack() as hooks:
         if graph:
             hooks.callback(body(model).embed_tokens.register_forward_hook(root).remove)
         stop = isinstance(target, FeatureTarget)
-        gain = lambda site: without_gain(sae(site))  # noqa: E731
         hooks.enter_context(reading(model, wanted, seen.tensors.__setitem__, stop=stop, without_gain=gain))
         with suppress(Enough):
             out = body(model)(torch.tensor(rows, device=device), use_cache=False)
             seen.final = out.last_hidden_state
     return seen
+
+
+def _writes(page: Sae, site: Site) -> Site:
+    """A transcoder gives back the MLP's output; an SAE, also one that reads where transcoders do, its own input."""
+    return target_of(site) if isinstance(page, Transcoder) else site
 
 
 def _pre(page: Sae, index: int, x: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,7 @@ def of_feature(engine: Any, file: MatchFile | None, feature: FeatureId, k: int, 
     if not hasattr(engine, "loaded"):
         raise refuse("not-local")
     shares = {one.feature: one.coactivation for one in known}
-    found = matches(engine, feature, k)
+    found = [one for one in matches(engine, feature, k) if one.feature.site in sites]
     return Matches(feature, (replace(one, coactivation=shares.get(one.feature)) for one in found))
 
 
