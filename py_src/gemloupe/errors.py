@@ -187,6 +187,10 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "dtype {given!r} is not usable: Gemma's residual stream overflows float16 in silence. "
         "Use 'bfloat16' or 'float32'.",
     ),
+    "model-too-large": (
+        MemoryError,
+        "{given} takes {need} in {dtype}, and {free} are free {where}. {instead}",
+    ),
     "device-unavailable": (
         ValueError,
         "Device {given!r} is not available here; available: {available}.",
@@ -343,8 +347,18 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     ),
     "scope-unreadable": (
         TypeError,
-        "scope= is a {type}. Give a folder, the name of a Gemma Scope release, entries of gl.catalog(), "
+        "scope= is a {type}. Give a folder, a Scope, the name of a Gemma Scope release, entries of gl.catalog(), "
         "or False for none.",
+    ),
+    "scope-site-unknown": (
+        OSError,
+        "{file} does not say which tensor its SAE reads, and its path does not either. Name the site: "
+        "gl.open(model, scope=..., sites='res.12').",
+    ),
+    "scope-two-at-site": (
+        ValueError,
+        "{folder} has several SAEs at {site}, among them {two}. A scope has one per site: give the folder of one, or "
+        "a folder with only those you want.",
     ),
     "scope-without-choice": (
         ValueError,

@@ -362,6 +362,19 @@ def test_a_folder_of_ones_own_can_be_narrowed(tiny_folders):
     refused("site-not-open", lambda: find_scope(model, folder, layers=9))
     refused("scope-without-choice", lambda: find_scope(model, folder, width="16k"))
     assert find_scope(model) is None
+    assert find_scope(model, find_scope(model, folder), sites="att").sites == (Site("att", 1),)
+
+
+def test_a_lone_file_reads_where_the_user_says_unless_its_path_says_it(tmp_path):
+    mine, theirs = tmp_path / "mine", tmp_path / "gemma-scope-2b-pt-res" / "layer_20"
+    for folder in (mine, theirs):
+        folder.mkdir(parents=True)
+        (folder / "params.npz").write_bytes(weights(entry(RES, width=8, d_in=4)))
+    assert find_scope("gemma-2-2b", mine / "params.npz", sites="res.12").sites == (Site("res", 12),)
+    assert find_scope("gemma-2-2b", str(mine), sites=[Site("mlp", 3)]).sites == (Site("mlp", 3),)
+    for sites in (None, "res", ["res.1", "res.2"]):
+        refused("scope-site-unknown", lambda sites=sites: find_scope("gemma-2-2b", mine, sites=sites))
+    refused("site-not-open", lambda: find_scope("gemma-2-2b", theirs, sites="res.12"))
 
 
 def test_reading_with_gemma_scope(tiny_folders, places, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from gemloupe.errors import Refusal
-from gemloupe.load import builtin
+from gemloupe.load import builtin, memory
 from gemloupe.load import model as loading
 from gemloupe.load.builtin import BUILTIN_DIGEST, builtin_model
 from gemloupe.load.model import load_model
@@ -206,6 +206,55 @@ def test_choice_of_device_and_precision(capabilities, device, dtype, expected):
     assert expected[1] in notes[0]
     emulated = capabilities[-1] == (7, 5) and dtype == "bfloat16"
     assert any("emulates" in note for note in notes) == emulated
+
+
+# --- memory ---
+
+
+def test_memory_is_counted_from_the_headers(folder, copy):
+    model = load_model(folder, device="cpu").model
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert memory.weights_bytes(folder, "float32") == (4 * numbers, True)
+    assert memory.weights_bytes(folder, "bfloat16") == (2 * numbers, False)
+    next(copy.glob("*.safetensors")).write_bytes(b"nothing")
+    assert memory.weights_bytes(copy, "float32")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "dtype", "says"),
+    [
+        (100, "bfloat16", "in main memory. Close other programs"),  # must be copied, since float32 is stored
+        (100, "float32", None),  # is mapped, and slow
+        (1 << 40, "bfloat16", None),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch, free, dtype, says):
+    monkeypatch.setattr(loading, "free_memory", lambda: free)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free)
+    if says is not None:
+        monkeypatch.setattr(loading, "_weights", lambda *_: pytest.fail("loaded"))
+        assert says in refusal("model-too-large", folder, device="cpu", dtype=dtype)
+        return
+    notes = load_model(folder, device="cpu", dtype=dtype).notes
+    assert any("may be slow" in note for note in notes) == (free == 100)
+
+
+def test_a_gpu_that_is_too_small_is_said_with_what_to_do(folder, monkeypatch):
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 100)
+    for dtype, instead in (("float32", "dtype='bfloat16'"), ("bfloat16", "a smaller model")):
+        with pytest.raises(Refusal) as refused:
+            loading._room(folder, "gemma-2-9b", "cuda:0", dtype, None)
+        assert refused.value.code == "model-too-large" and instead in str(refused.value)
+        assert "gemma-2-9b" in str(refused.value) and "on cuda:0" in str(refused.value)
+
+
+def test_memory_is_said_before_a_large_model_is_loaded(folder, monkeypatch, capfd):
+    monkeypatch.setattr(loading, "_WORTH_SAYING", 100)
+    heard = []
+    load_model(folder, device="cpu", progress=lambda doing, share: heard.append(doing))
+    assert "in float32 on cpu, where" in heard[0] and capfd.readouterr() == ("", "")
+    load_model(folder, device="cpu")
+    assert "in float32 on cpu, where" in capfd.readouterr().err
 
 
 # --- what is no model, or not one of ours ---

@@ -411,8 +411,32 @@ def test_lone_gemma_scope_npz_opens_and_its_path_names_the_site(tmp_path):
     assert [str(site) for site in scope.sites] == ["res.12"]
     assert torch.equal(scope.load("res.12").encoder, make().encoder)
     elsewhere = gemma_scope(tmp_path / "elsewhere")
-    assert "site=" in refused("file-unreadable", lambda: Scope.open(elsewhere))
+    assert "sites=" in refused("scope-site-unknown", lambda: Scope.open(elsewhere))
     assert Scope.open(elsewhere, site="mlp.3").load("mlp.3").width == WIDTH
+
+
+def test_a_repository_or_a_folder_of_checkpoints_is_a_scope(tmp_path):
+    repository = tmp_path / "gemma-scope-2b-pt-res"
+    for layer, l0 in ((12, 82), (3, 59)):
+        gemma_scope(repository / f"layer_{layer}/width_16k/average_l0_{l0}")
+    (repository / ".git").mkdir()
+    scope = Scope.open(repository)
+    assert [str(site) for site in scope.sites] == ["res.3", "res.12"] and scope.id == "gemma-scope-2b-pt-res"
+    assert torch.equal(scope.load("res.12").encoder, make().encoder)
+    assert scope.source("res.3") == repository / "layer_3/width_16k/average_l0_59/params.npz"
+    gemma_scope(repository / "layer_12/width_16k/average_l0_41")
+    says = refused("scope-two-at-site", lambda: Scope.open(repository))
+    assert "res.12" in says and "average_l0_41" in says and "average_l0_82" in says
+
+    trained = tmp_path / "trained"
+    for name in ("mlp.1", "att.0"):
+        save_sae_lens(make(name), trained / f"run-{name}", model_name="tiny")
+    scope = Scope.open(trained)
+    assert [str(site) for site in scope.sites] == ["att.0", "mlp.1"] and scope.model == ModelFacts("tiny")
+    assert torch.equal(scope.load("mlp.1").decoder, make("mlp.1").decoder)
+    refused("scope-not-found", lambda: Scope.open(tmp_path / "trained" / ".." / "empty"))
+    (tmp_path / "empty" / "a" / "b" / "c" / "d" / "e").mkdir(parents=True)
+    refused("scope-not-found", lambda: Scope.open(tmp_path / "empty"))
 
 
 def test_gemma_scope_2_folder_opens(tmp_path):

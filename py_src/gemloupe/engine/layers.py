@@ -10,6 +10,7 @@ from ..budget import said
 from ..errors import refuse
 from ..evolution import Attribution, Columns, Edge, Evolution, Guess, gaps
 from ..feature import FeatureId, whole
+from ..load.memory import free_bytes
 from ..run.attribution import (
     Effects,
     FeatureTarget,
@@ -22,7 +23,6 @@ from ..run.attribution import (
 )
 from ..run.capture import body
 from ..run.evolve import Layers, evolve
-from ..run.pages import free_bytes
 from ..run.tokens import token_bytes, token_text
 from ..site import Site
 from ..trace import Token, Trace

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import refuse
+from ..errors import Refusal, refuse
 from ..site import Site, in_words
 from .builtin import BUILTIN_ID
 from .catalog import Catalog, Entry, catalog, knows, named
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUILTIN_SCOPE = Path(__file__).parents[1] / "scopes" / BUILTIN_ID
 # Only what could be a name of the catalogue is looked up in it: reading the registry takes half a second.
 _CATALOGUED = re.compile(r"(https?://(www\.)?neuronpedia\.org/|gemma-)")
+_ONE_SITE = re.compile(r"[a-z]+\.\d+")
 
 
 def find_scope(
@@ -55,7 +56,9 @@ def find_scope(
     elif isinstance(scope, (str, os.PathLike)):
         known = isinstance(scope, str) and _CATALOGUED.match(scope)
         if not known or (named(str(scope)) is None and Path(scope).exists()):
-            return _narrow(Scope.open(scope), **narrowed)
+            return _narrow(_open(scope, sites), **narrowed)
+    elif isinstance(scope, Scope):
+        return _narrow(scope, **narrowed)
     elif not isinstance(scope, (Catalog, Entry)):
         entries = tuple(scope) if isinstance(scope, Iterable) else ()
         if not entries or not all(isinstance(entry, Entry) for entry in entries):
@@ -64,6 +67,17 @@ def find_scope(
     from .gemma_scope import gemma_scope
 
     return gemma_scope(_name(model), scope, **narrowed, progress=progress)
+
+
+def _open(place: str | os.PathLike[str], sites: Any) -> Scope:
+    """The SAEs at `place`; `sites`, if it is one site, says where a lone SAE reads that does not say so itself."""
+    try:
+        return Scope.open(place)
+    except Refusal as refusal:
+        named = (sites,) if isinstance(sites, (str, Site)) else tuple(sites or ())
+        if refusal.code != "scope-site-unknown" or len(named) != 1 or not _ONE_SITE.fullmatch(str(named[0])):
+            raise
+        return Scope.open(place, site=named[0])
 
 
 def _name(model: Any) -> str | None:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ FILES = {
 # int8 steps to a weight's deviation. Coarser grids compress better; at the five sites measured, these moved FVU by at
 # most .0012 and L0 by at most .1. The decoder bears more: its errors average out over some forty active features.
 ENCODER_STEPS, DECODER_STEPS = 14.0, 6.0
+_DEEPEST = 4  # folders below the one that is given: a repository of Gemma Scope has three
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 _ONES = ("scaling_factor",)  # of a fine-tuning that Gemma Scope did not do; some files carry it
 _SKIP = "affine_skip_connection"  # [d_in, d_out]
@@ -61,15 +63,33 @@ class Found:
     affine: bool = False  # the transcoder has a linear path past its features
 
 
+def layout_of(folder: Path) -> str | None:
+    """The form of the SAE whose files lie in `folder` itself; None if none do."""
+    return next((form for form, files in FILES.items() if all((folder / file).exists() for file in files)), None)
+
+
+def within(folder: Path) -> list[Path]:
+    """The folders below `folder` that hold an SAE each, as repositories of Gemma Scope and trainings lay them out."""
+    found = []
+    for place, inside, _ in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        if layout_of(Path(place)) is not None:
+            found.append(Path(place))
+            inside.clear()
+        elif len(Path(place).relative_to(folder).parts) == _DEEPEST:
+            inside.clear()
+    return found
+
+
 def find(folder: Path, site: Site | None = None) -> Found:
     """The SAE in `folder`, from its config. `site` says where it reads, if the files do not; it wins over a guess."""
-    layout = next((form for form, files in FILES.items() if all((folder / file).exists() for file in files)), None)
+    layout = layout_of(folder)
     if layout is None:
         pickled = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLED) if folder.is_dir() else []
         if pickled:
             raise refuse("scope-pickled", file=pickled[0])
         wanted = " or ".join(" + ".join(files) for files in FILES.values())
-        raise refuse("scope-not-found", given=folder, why=f"no manifest.json there, nor {wanted}")
+        raise refuse("scope-not-found", given=folder, why=f"no manifest.json there, nor {wanted}, nor in folders below")
     return {"scope1": _find_scope1, "scope2": _find_scope2}.get(layout, _find_saelens)(folder, layout, site)
 
 
@@ -117,8 +137,7 @@ def _find_scope1(folder: Path, layout: str, site: Site | None) -> Found:
         layer = re.search(r"/layer_(\d{1,4})/", path)
         kind = re.search(r"gemma-scope-[a-z0-9-]*-(res|mlp|att|transcoder)s?\b", path)
         if layer is None or kind is None:
-            why = "its path does not say which site it reads; give it: Scope.open(folder, site='res.12')"
-            raise refuse("file-unreadable", file=file, kind="scope", why=why)
+            raise refuse("scope-site-unknown", file=file)
         site = Site(kind[1], int(layer[1]))
     shape = npz_shapes(file, _NAMES, optional=_ONES)["W_enc"]
     if len(shape) != 2:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..budget import said
 from ..errors import refuse
 from ..words import say
 from . import hub
 from .builtin import BUILTIN_DIGEST, BUILTIN_ID, STAMP, Progress, builtin_model
+from .memory import free_bytes, free_memory, weights_bytes
 
 # model_type in config.json -> (transformers' class, the architecture's name here)
 _READABLE = {
@@ -25,6 +28,7 @@ _READABLE = {
 # Where checkpoints with a vision tower keep the text half: the spelling on the Hub, then transformers 5's own.
 _TEXT_HALF = {r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_WORTH_SAYING = 2_000_000_000  # bytes; what is smaller is there in seconds
 _DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 
@@ -63,7 +67,7 @@ def load_model(
 
     `device` is 'cuda', 'cuda:1', 'mps' or 'cpu' (the best one by default); `dtype` 'float32' or 'bfloat16' (bfloat16
     on GPUs that have it, else float32). Refuses 'model-not-found', 'model-unsupported', 'model-damaged',
-    'dtype-unsupported', 'device-unavailable', and what `builtin_model` refuses.
+    'dtype-unsupported', 'device-unavailable', 'model-too-large', and what `builtin_model` refuses.
     """
     wanted_dtype = _dtype_of(dtype)
     import torch
@@ -76,6 +80,7 @@ def load_model(
         folder, name, revision = _find(given)
     shown = BUILTIN_ID if given is None else _unsecret(given)
     kind = _kind(folder, shown)
+    notes += _room(folder, shown, chosen_device, chosen_dtype, progress)
     model = _weights(folder, kind, getattr(torch, chosen_dtype), shown)
     model.eval().requires_grad_(False)
     if chosen_device != "cpu":
@@ -219,6 +224,37 @@ def _place(torch: Any, device: Any, dtype: str | None) -> tuple[str, str, list[s
     if chosen.startswith("cuda") and kept == "bfloat16" and not native:
         notes.append(say("This GPU has no bfloat16 of its own and emulates it slowly; float32 may be faster."))
     return chosen, kept, notes
+
+
+def _room(folder: Path, shown: str, device: str, dtype: str, progress: Progress | None) -> list[str]:
+    """Says what the weights will take before they are loaded, and refuses what would not fit; returns notes."""
+    need, stored = weights_bytes(folder, dtype)
+    free = free_bytes(device)
+    size, left = said(need), said(free)
+    smaller = "Give dtype='bfloat16', which takes half, or a smaller model." if dtype == "float32" else ""
+    facts: dict[str, Any] = {"given": shown, "need": size, "dtype": dtype}
+    if device.startswith("cuda") and need > free:
+        instead = smaller or "Close what else uses it, or give a smaller model."
+        raise refuse("model-too-large", **facts, free=left, where=f"on {device}", instead=instead)
+    if not stored and need > (here := free_memory()):
+        instead = smaller or "Close other programs, or give a smaller model."
+        raise refuse("model-too-large", **facts, free=said(here), where="in main memory", instead=instead)
+    if need > _WORTH_SAYING:
+        line = say(
+            "loading {model}: {size} in {dtype} on {device}, where {free} are free",
+            model=shown,
+            size=size,
+            dtype=dtype,
+            device=device,
+            free=left,
+        )
+        if progress is None:
+            print(line, file=sys.stderr)
+        else:
+            progress(line, 0.0)
+    if need <= free:
+        return []
+    return [say("The weights take {size}, and {free} were free: reading may be slow.", size=size, free=left)]
 
 
 # --- opening ---

@@ -80,9 +80,11 @@ class Scope:
 
     @classmethod
     def open(cls, given: str | os.PathLike[str], *, site: Site | str | None = None) -> Scope:
-        """The scope in a folder with manifest.json, or a single SAE (SAELens checkpoint, Gemma Scope params).
+        """The scope in a folder with manifest.json, a single SAE (SAELens checkpoint, Gemma Scope params), or a folder
+        of such SAEs, one per site.
 
-        `site` is only needed for a lone Gemma Scope file whose path does not say which tensor it reads.
+        `site` is only needed for a lone Gemma Scope file whose path does not say which tensor it reads. Refuses
+        'scope-not-found', 'scope-two-at-site', 'scope-site-unknown', 'file-unreadable', 'scope-damaged'.
         """
         path = Path(given)
         if not path.exists():
@@ -95,14 +97,22 @@ class Scope:
             path = path.parent
         if (path / "manifest.json").exists():
             return cls._from_manifest(path)
-        return cls._alone(path, None if site is None else Site.of(site))
+        if layouts.layout_of(path) is None and (below := layouts.within(path)):
+            return cls._bare(path, [layouts.find(folder) for folder in below])
+        return cls._bare(path, [layouts.find(path, None if site is None else Site.of(site))])
 
     @classmethod
-    def _alone(cls, folder: Path, site: Site | None) -> Scope:
-        found = layouts.find(folder, site)
-        entry = _Entry(folder, None, found.width, MappingProxyType({}), found)
-        model = ModelFacts(found.model_name) if found.model_name else None
-        return cls(folder, folder.absolute().name, model, MappingProxyType({}), MappingProxyType({found.site: entry}))
+    def _bare(cls, folder: Path, found: list[layouts.Found]) -> Scope:
+        """SAEs without a manifest."""
+        at: dict[Site, layouts.Found] = {}
+        for one in sorted(found, key=lambda one: one.site):
+            if (other := at.setdefault(one.site, one)) is not one:
+                two = " and ".join(str(each.folder.relative_to(folder)) for each in (other, one))
+                raise refuse("scope-two-at-site", folder=folder, site=one.site, two=two)
+        entries = {site: _Entry(one.folder, None, one.width, MappingProxyType({}), one) for site, one in at.items()}
+        names = {one.model_name for one in found} - {None}
+        model = ModelFacts(str(names.pop())) if len(names) == 1 else None
+        return cls(folder, folder.absolute().name, model, MappingProxyType({}), MappingProxyType(entries))
 
     @classmethod
     def _from_manifest(cls, folder: Path) -> Scope:

@@ -16,18 +16,19 @@ import numpy as np
 import torch
 
 from ..errors import refuse
+from ..load.memory import free_bytes
 from ..site import Site
 from ..sparse import SparseActs
 from .encode import encode, exactly, floor
 
-# Entries of [token, feature] blocks that wait on a GPU: four bytes each, and one for what is on.
-ENTRIES = 1 << 27
+# Entries of [token, feature] blocks that wait on a GPU at most, and the bytes of each: its value, and whether it is on.
+ENTRIES, _BYTES = 1 << 27, 5
 
 
 def waiting_bytes(tokens: int, widths: Sequence[int], device: torch.device) -> int:
     """The most that waits on `device` while `tokens` tokens are read at sites of such widths."""
     most = max(max(widths, default=0), min(ENTRIES, tokens * sum(widths)))
-    return 5 * most if device.type == "cuda" else 0
+    return _BYTES * most if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Encodings:
         self._listed: dict[Site, list[_Listed]] = {}
         self._widths: dict[Site, int] = {}
         self._waiting: list[_Piece] = []
-        self._used = 0
+        self._used = self._wanted = 0
         self._pre = self._on = torch.empty(0)
 
     def begin(self, kept: torch.Tensor, first: int = 0) -> None:
@@ -92,15 +93,22 @@ class Encodings:
         width = sae.encoder.shape[0]
         self._widths[site] = width
         rows, tokens = x[self._rows].to(torch.float32), self._where + self._first
-        size = len(rows) * width
-        if len(self._pre) < max(width, min(ENTRIES, size)):
-            self._flush()
-            most = max(width, min(ENTRIES, self._sites * self._tokens * width))
-            self._pre = torch.empty(most, dtype=torch.float32, device=self._device)
-            self._on = torch.empty(most, dtype=torch.bool, device=self._device)
+        self._make_room(width)
         step = len(self._pre) // width
         for start in range(0, len(rows), step):
             self._queue(site, sae, rows[start : start + step], tokens[start : start + step])
+
+    def _make_room(self, width: int) -> None:
+        """Memory in which rows of `width` features can wait: for all sites, if there is that much."""
+        wanted = max(width, min(ENTRIES, self._sites * self._tokens * width))
+        if wanted <= self._wanted:
+            return
+        self._flush()
+        self._wanted, room = wanted, wanted
+        if self._device.type == "cuda":  # what is free is also for the rest of the pass
+            room = max(width, min(wanted, free_bytes(self._device) // (4 * _BYTES)))
+        self._pre = torch.empty(room, dtype=torch.float32, device=self._device)
+        self._on = torch.empty(room, dtype=torch.bool, device=self._device)
 
     def _queue(self, site: Site, sae: Any, rows: torch.Tensor, tokens: np.ndarray) -> None:
         width = self._widths[site]

@@ -25,6 +25,7 @@ from ..budget import said
 from ..errors import Refusal, refuse
 from ..load import cache
 from ..load.artifact import read_json, verify
+from ..load.memory import free_bytes
 from ..load.sae import Sae, Transcoder
 from ..site import Site
 from .encode import norms, screen_bytes
@@ -283,30 +284,6 @@ def _open(folder: Path) -> Sae:
 
 
 # ---- budgets
-
-
-def free_bytes(device: torch.device | str) -> int:
-    """Bytes free on `device` now; on a CPU, what the system can give without swapping."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        # What torch's allocator holds but nobody uses is free for us.
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    return free_memory()
-
-
-def free_memory() -> int:
-    """Bytes of main memory that can be had without swapping, within a container's limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        facts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        free = min(free, limit - int(facts["anon"]))
-    except (OSError, ValueError, KeyError):  # no limit, or no such files
-        pass
-    return max(0, free)
 
 
 def default_budget(device: torch.device | str) -> int:

@@ -18,11 +18,12 @@ from ..load import hub
 from ..load.builtin import BUILTIN_ID, part_paths
 from ..load.catalog import DIMENSIONS, base_model, spelled
 from ..load.find import find_scope
+from ..load.memory import free_bytes
 from ..load.scope import Scope
 from ..site import Site
 from ..words import say
 from .encodings import waiting_bytes
-from .pages import beside, default_budget, footprint, free_bytes
+from .pages import beside, default_budget, footprint
 from .read import CHUNK
 
 # A text as long as those the field measures with.
@@ -154,6 +155,8 @@ def plan(
 
     held = min(every, limit)
     waiting = 0 if opened is None else waiting_bytes(CHUNK, [opened.width(site) for site in sizes], torch.device(place))
+    if free is not None:
+        waiting = min(waiting, max(0, free - (weights or 0) - held) // 4)
     working = None if shape is None else _working(shape, number) + waiting
     at_work = None if weights is None or working is None else weights + held + working
     host = at_work if place == "cpu" else None
