@@ -19,6 +19,7 @@ from .capture import body, module_of
 from .choose import GREEDY, Sampling, chooser
 from .decode import HuggingFace, Lean, untouched
 from .encode import encode
+from .prefix import read_prompt
 from .read import CHUNK, logits
 from .steer import Now, Steering, Tap, check_fired, tapped
 
@@ -145,6 +146,7 @@ def generate(
     # A pass over a long prompt holds its scores for all rows, so more rows take shorter passes.
     chunk = max(CHUNK // rows, 16)
     steered = steering()
+    quick = way != "modules" and untouched(model)
 
     def feed(part: list[list[int]]) -> torch.Tensor:
         nonlocal steered
@@ -154,7 +156,10 @@ def generate(
         steered.begin(now)
         if recorder is not None:
             recorder.begin(now)
-        return steps.feed(part, _taps(steered, recorder))
+        taps = _taps(steered, recorder)
+        if quick and isinstance(steps, HuggingFace) and not steps.length and len(part[0]) == len(ids):
+            return read_prompt(model, steps, part, taps)
+        return steps.feed(part, taps)
 
     def choice(hidden: torch.Tensor) -> Step:
         noise = None
@@ -193,7 +198,7 @@ def generate(
                         hidden = feed([text[start : start + chunk] for text in texts])
                     choose = chooser(model)
                     got = choice(hidden)
-                    if way != "modules" and untouched(model):
+                    if quick and untouched(model):
                         assert isinstance(steps, HuggingFace)
                         ahead = begun(got.ids)
                         steps = Lean(model, steps, max_new_tokens) if ahead is None else steps

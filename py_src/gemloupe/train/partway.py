@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..run.capture import Enough, body, reading
+from ..run.prefix import starting_at
 from ..site import Site
-
-
-@contextmanager
-def starting_at(model: Any, layer: int, hidden: torch.Tensor | None) -> Iterator[None]:
-    """While this is open, a pass begins at `layer`, whose input is `hidden` [batch, token, d_model].
-
-    The token ids of the pass must be those `hidden` was made from: masks and positions come from them. With None,
-    the pass is an ordinary one.
-    """
-    skipped = [] if hidden is None else list(body(model).layers[:layer])
-    before = [vars(module).get("forward") for module in skipped]
-    for module in skipped:
-        module.forward = lambda *_, **__: hidden
-    try:
-        yield
-    finally:
-        for module, own in zip(skipped, before, strict=True):
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
 
 
 class Layers:
