@@ -324,7 +324,9 @@ export function desk(options: DeskOptions): Desk {
     const { feature, options: choices } = values.colour.get();
     if (!colourField.matches(":focus")) colourField.value = feature ?? "";
     offered.replaceChildren(
-      ...choices.map((one) => h("option", { text: one.promotes.join(" "), attrs: { value: one.feature } })),
+      ...choices.map((one) =>
+        h("option", { text: [one.label, ...one.promotes].filter(Boolean).join(" "), attrs: { value: one.feature } }),
+      ),
     );
     drawTexts();
   };

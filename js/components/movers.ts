@@ -28,7 +28,7 @@ export function moversView(onFeature: (feature: string) => void, signal: AbortSi
             "div",
             { class: "gl-mover-site" },
             h("div", { class: "gl-list-title", text: t("layer {n}", { n: layer }) }),
-            ...features.slice(0, MOST).map(({ feature, promotes, from, to, raw }) => {
+            ...features.slice(0, MOST).map(({ feature, label, promotes, from, to, raw }) => {
               const rawChange = `${rawText(raw[0])} → ${rawText(raw[1])}`;
               const change = from === null || to === null ? rawChange : `${strengthText(from)} → ${strengthText(to)}`;
               return h(
@@ -46,7 +46,12 @@ export function moversView(onFeature: (feature: string) => void, signal: AbortSi
                 },
                 h("span", { class: "gl-number", text: feature }),
                 h("span", { class: raw[1] > raw[0] ? "gl-up gl-number" : "gl-down gl-number", text: change }),
-                h("span", { class: "gl-mover-words" }, ...promotes.slice(0, 3).map((text) => chip(text))),
+                h(
+                  "span",
+                  { class: "gl-mover-words" },
+                  ...(label ? [h("b", { text: label, attrs: { dir: "auto" } })] : []),
+                  ...promotes.slice(0, 3).map((text) => chip(text)),
+                ),
               );
             }),
           ),

@@ -51,6 +51,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
   let fault: string | null = null;
 
   const name = h("span", { class: "gl-edit-name" });
+  const said = h("span", { class: "gl-edit-label", attrs: { dir: "auto" } });
   const promotes = h("span", { class: "gl-edit-promotes", attrs: { title: t("tokens its direction makes likelier") } });
   const kinds = h("span", { class: "gl-kinds", attrs: { role: "radiogroup", "aria-label": t("What is done") } });
   const buttons = KINDS.map((kind) => {
@@ -76,7 +77,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
   const el = h(
     "div",
     { class: "gl-edit", attrs: { role: "group" } },
-    h("div", { class: "gl-edit-head" }, name, promotes, kinds, formula, sweep, remove),
+    h("div", { class: "gl-edit-head" }, name, said, promotes, kinds, formula, sweep, remove),
     slider.el,
     foot,
     timeline,
@@ -164,6 +165,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
     const label = row.feature ?? t("vector at {site}", { site: row.site });
     el.setAttribute("aria-label", label);
     name.textContent = label;
+    said.textContent = said.title = row.label ?? "";
     remove.setAttribute("aria-label", t("Remove {feature}", { feature: label }));
     remove.title = t("Remove");
     const vector = row.feature === null;
@@ -179,7 +181,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
       slider.show(row.strength, enabled && row.kind !== "ablate", label, t(UNITS[row.kind] ?? UNITS.add));
       formula.textContent = row.formula;
     }
-    foot.replaceChildren(...said(row, effect).map((words) => h("span", { text: words })));
+    foot.replaceChildren(...smallPrint(row, effect).map((words) => h("span", { text: words })));
     foot.classList.toggle("gl-silent", effect?.silent === true);
     drawTimeline(timeline, row, effect);
     const wrong = fault ?? row.error;
@@ -203,7 +205,7 @@ export function steeringRow({ onEdit, onRemove, onSweep, signal }: SteeringRowCa
 }
 
 /** The small print: raw numbers, and what the last run did. */
-function said(row: EditRow, effect: Effect | null): string[] {
+function smallPrint(row: EditRow, effect: Effect | null): string[] {
   const words: string[] = [];
   if (row.where) words.push(row.where);
   if (row.when) words.push(row.when);

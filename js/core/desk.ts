@@ -22,6 +22,8 @@ export interface EditRow {
   feature: string | null;
   strength: number;
   maximum: number | null;
+  /** What someone says the feature is about; empty where nobody did. */
+  label?: string;
   promotes: string[];
   /** Where it acts and under which condition, in words; null for everywhere and always. */
   where: string | null;
@@ -63,6 +65,7 @@ export interface Movers {
   /** Mean strengths before and after, null where the maximum is not known; and raw means. */
   features: {
     feature: string;
+    label?: string;
     promotes: string[];
     from: number | null;
     to: number | null;
@@ -126,7 +129,7 @@ export interface Sampling {
 export interface Colour {
   feature: string | null;
   arms: Record<string, number[] | null>;
-  options: { feature: string; promotes: string[] }[];
+  options: { feature: string; label?: string; promotes: string[] }[];
 }
 
 export const ARM_NAMES: Record<string, string> = {

@@ -407,7 +407,7 @@ class Loupe:
         """
         from .widgets.steering_desk import SteeringDesk
 
-        return SteeringDesk(self.engine, given, edits, **options)
+        return SteeringDesk(self.engine, given, edits, facts_of=self._named, **options)
 
     # ---- what features mean
 

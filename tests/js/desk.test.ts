@@ -483,6 +483,23 @@ describe("running", () => {
   });
 });
 
+describe("names", () => {
+  test("what a feature is about stands at its row, its movers and where colours are chosen", () => {
+    const label = "<i>cities";
+    model.state.rows = [
+      { ...EDIT, label },
+      { ...EDIT, key: 2, label: "" },
+    ];
+    const moved = { feature: "res.9/3", label, promotes: [" Paris"], from: 0, to: 0.5, raw: [0, 2] };
+    model.state.current = run(1, "finished", [], { movers: [{ layer: 9, features: [moved] }] });
+    model.state.colour = { feature: null, arms: {}, options: [{ feature: "res.9/3", label, promotes: [" Paris"] }] };
+    mount();
+    expect(all(".gl-edit-label").map((one) => one.textContent)).toEqual([label, ""]);
+    expect(one(".gl-mover-words b").textContent).toBe(label);
+    expect(one("datalist option").textContent).toBe(`${label}  Paris`);
+  });
+});
+
 describe("the dose strip", () => {
   const row = (strength: number, band: string, more = {}) => ({
     strength,

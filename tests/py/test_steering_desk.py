@@ -4,6 +4,7 @@ import json
 import threading
 import time
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gemloupe as gl
@@ -468,7 +469,7 @@ def test_texts_are_coloured_by_any_feature(engine):
     desk.wait(10)
     assert desk.colour["feature"] == "res.12/3"
     assert desk.colour["arms"] == {"default": [0.5] * 3, "steered": [0.75] * 3}, desk.colour
-    assert desk.colour["options"][0] == {"feature": "res.12/3", "promotes": [" salt", "<b>"]}
+    assert desk.colour["options"][0] == {"feature": "res.12/3", "label": "", "promotes": [" salt", "<b>"]}
     browser.ask("colour", feature="res.5/4")
     assert desk.colour["arms"]["steered"] == [0.0] * 3
     assert browser.ask("colour", feature="res.5/99")["code"] == "feature-out-of-range"
@@ -477,6 +478,21 @@ def test_texts_are_coloured_by_any_feature(engine):
 
 
 # ---- rows
+
+
+def test_features_carry_their_labels(engine):
+    """Rows, movers and what colours may be chosen from know what a loupe calls a feature."""
+
+    def named(features):
+        return tuple(replace(one, label=f"about {one.feature.index}") for one in engine.facts(features))
+
+    desk = desk_of(engine, facts_of=named)
+    desk.wait(10)
+    assert desk.rows[0]["label"] == "about 3"
+    until(lambda: desk.current["movers"])
+    assert {one["label"] for layer in desk.current["movers"] for one in layer["features"]} <= {"about 3", "about 4"}
+    assert "about 3" in [one["label"] for one in desk.colour["options"]]
+    assert desk_of(engine, run=False).rows[0]["label"] == ""
 
 
 def test_rows_show_units_and_formulas(engine):

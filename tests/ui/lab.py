@@ -129,14 +129,17 @@ class Notebook:
         return self.page.evaluate(
             """async (code) => {
               const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-              const future = kernel.requestExecute({ code, store_history: false });
-              let printed = '';
-              future.onIOPub = (m) => {
-                if (m.header.msg_type === 'stream') printed += m.content.text;
-                if (m.header.msg_type === 'error') printed += m.content.traceback.join('\\n');
-              };
-              await future.done;
-              return printed;
+              for (;;) {
+                const future = kernel.requestExecute({ code, store_history: false });
+                let printed = '';
+                future.onIOPub = (m) => {
+                  if (m.header.msg_type === 'stream') printed += m.content.text;
+                  if (m.header.msg_type === 'error') printed += m.content.traceback.join('\\n');
+                };
+                const reply = await future.done;
+                // a kernel drops what comes right after a cell that failed
+                if (reply.content.status !== 'aborted') return printed;
+              }
             }""",
             code,
         )

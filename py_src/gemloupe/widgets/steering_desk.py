@@ -56,6 +56,7 @@ _NOTHING: dict[str, Any] = {"id": 0, "state": "idle", "error": None, "arms": [],
 _OPTIONS = ("controls", "follow", "chat", "palette", "prompt")
 
 Scorer = Callable[[str], float]
+FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 
 
 @dataclass
@@ -141,11 +142,12 @@ class SteeringDesk(LiveWidget):
         edits: Edit | Iterable[Edit] = (),
         *,
         scorer: Scorer | None = None,
+        facts_of: FactsOf | None = None,
         made_with: Mapping[str, Any] | None = None,
         run: bool = True,
         **options: Any,
     ) -> None:
-        self._engine, self._scorer = engine, scorer
+        self._engine, self._scorer, self._facts_of = engine, scorer, facts_of or engine.facts
         self._lock = threading.RLock()
         self._latest = Latest("gemloupe-desk")
         self._ident = self._keys = 0
@@ -206,7 +208,7 @@ class SteeringDesk(LiveWidget):
         return tuple({"role": str(one["role"]), "content": str(one["content"])} for one in messages)
 
     def _new_row(self, edit: Edit) -> _Row:
-        facts = None if edit.feature is None else self._engine.facts((edit.feature,))[0]
+        facts = None if edit.feature is None else self._facts_of((edit.feature,))[0]
         self._keys += 1
         return _Row(self._keys, edit, facts, edit.strength)
 
@@ -554,9 +556,10 @@ class SteeringDesk(LiveWidget):
         for site, some in movers(default.trace, steered.trace, _MOVERS + len(edited)).items():
             layers.setdefault(site.layer, []).extend(one for one in some if one.feature not in edited)
         kept = {layer: sorted(some, key=_moved, reverse=True)[:_MOVERS] for layer, some in layers.items() if some}
-        facts = self._engine.facts(tuple(one.feature for some in kept.values() for one in some))
-        words = {one.feature: [text for text, _ in one.promotes[:3]] for one in facts}
-        return [wire.wire_movers(layer, kept[layer], words) for layer in sorted(kept)]
+        facts = {
+            one.feature: one for one in self._facts_of(tuple(one.feature for some in kept.values() for one in some))
+        }
+        return [wire.wire_movers(layer, kept[layer], facts) for layer in sorted(kept)]
 
     # ---- colour
 
@@ -570,8 +573,8 @@ class SteeringDesk(LiveWidget):
             offered += [one.feature for one in steered.trace.top(_OFFERED)]
         names = list(dict.fromkeys(offered))
         options = [
-            {"feature": str(facts.feature), "promotes": [text for text, _ in facts.promotes[:3]]}
-            for facts in (self._engine.facts(tuple(names)) if names else ())
+            {"feature": str(facts.feature), "label": facts.label, "promotes": [text for text, _ in facts.promotes[:3]]}
+            for facts in (self._facts_of(tuple(names)) if names else ())
         ]
         arms = {}
         if self._coloured is not None:

@@ -41,6 +41,7 @@ def wire_edit(key: int, edit: Edit, facts: FeatureFacts | None, error: str | Non
         "feature": None if edit.feature is None else str(edit.feature),
         "strength": edit.strength,
         "maximum": number(maximum) if known else None,
+        "label": "" if facts is None else facts.label,
         "promotes": [text for text, _ in facts.promotes[:_PROMOTED]] if facts is not None else [],
         "where": _places(edit),
         "when": None
@@ -108,12 +109,13 @@ def wire_dose(row: Any, safety: float | None) -> dict[str, Any]:
     }
 
 
-def wire_movers(layer: int, found: Iterable[Any], words: Mapping[FeatureId, list[str]]) -> dict[str, Any]:
+def wire_movers(layer: int, found: Iterable[Any], facts: Mapping[FeatureId, FeatureFacts]) -> dict[str, Any]:
     """The features of one layer that moved most: mean strengths (None: maximum unknown) and raw means."""
     features = [
         {
             "feature": str(one.feature),
-            "promotes": words.get(one.feature, []),
+            "label": facts[one.feature].label,
+            "promotes": [text for text, _ in facts[one.feature].promotes[:3]],
             "from": number(one.before, 3),
             "to": number(one.after, 3),
             "raw": [number(value, 3) for value in one.raw],
