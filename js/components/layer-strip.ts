@@ -35,13 +35,48 @@ export function layerStrip(
   onHover: (layer: number | null, anchor: Element | null) => void,
   signal: AbortSignal,
 ): LayerStrip {
-  const el = svg("svg", { class: "gl-strips", role: "img" });
+  // As a slider of layers it is walked by keyboard; what stands at a layer is shown as under the pointer.
+  const el = svg("svg", { class: "gl-strips", role: "slider", tabindex: 0, "aria-orientation": "horizontal" });
+  let current = Number.NaN;
+  let ends: [first: number, last: number] = [0, 0];
+  let spoken = (_layer: number) => "";
+  const columnOf = (layer: number) => el.querySelector(`[data-layer="${layer}"]`);
+  const stand = (layer: number) => {
+    columnOf(current)?.classList.remove("gl-layer-at");
+    current = Math.min(Math.max(layer, ends[0]), ends[1]);
+    el.setAttribute("aria-valuenow", String(current));
+    el.setAttribute("aria-valuetext", spoken(current));
+    if (!el.matches(":focus-visible")) return;
+    columnOf(current)?.classList.add("gl-layer-at");
+    onHover(current, columnOf(current));
+  };
   const over = (target: EventTarget | null) => {
     const at = target instanceof Element ? target.closest("[data-layer]") : null;
     onHover(at === null ? null : Number(at.getAttribute("data-layer")), at);
   };
   el.addEventListener("pointerover", (event) => over(event.target), { signal });
   el.addEventListener("pointerleave", () => over(null), { signal });
+  el.addEventListener("focus", () => stand(current), { signal });
+  el.addEventListener(
+    "blur",
+    () => {
+      columnOf(current)?.classList.remove("gl-layer-at");
+      over(null);
+    },
+    { signal },
+  );
+  el.addEventListener(
+    "keydown",
+    (event) => {
+      const { key } = event;
+      const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: ends[0], End: ends[1] }[key];
+      if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      stand(to);
+    },
+    { signal },
+  );
 
   return {
     el,
@@ -155,6 +190,20 @@ export function layerStrip(
           }),
         );
       el.replaceChildren(...parts);
+      ends = [first, last];
+      el.setAttribute("aria-valuemin", String(first));
+      el.setAttribute("aria-valuemax", String(last));
+      spoken = (layer) => {
+        const guess = guesses.find((one) => one.layer === layer);
+        const [best] = guess?.tokens ?? [];
+        if (!guess || !best) return t("layer {n}", { n: layer });
+        return t("layer {n}: guess '{token}', entropy {value} nats", {
+          n: layer,
+          token: best.text,
+          value: guess.entropy.toFixed(2),
+        });
+      };
+      stand(Number.isNaN(current) ? last : current);
       el.setAttribute("viewBox", `0 0 ${width.toFixed(1)} ${y}`);
       el.setAttribute("width", width.toFixed(1));
       el.setAttribute("height", String(y));

@@ -108,6 +108,21 @@ describe("the picture", () => {
     one(".gl-ribbon").dispatchEvent(new MouseEvent("pointerover", { bubbles: true }));
     expect(one(".gl-tooltip").textContent).toContain("res.0/0 → res.1/7");
   });
+  test("the layers below are walked by keyboard, and say what stands there", () => {
+    mount();
+    const strip = one<SVGElement>(".gl-strips");
+    const token = one('.gl-scrub [aria-selected="true"]').dataset.token;
+    strip.focus();
+    expect(strip.getAttribute("aria-valuenow")).toBe("2");
+    press(strip, "ArrowLeft");
+    expect(strip.getAttribute("aria-valuetext")).toMatch(/^layer 1: guess 'y', entropy [\d.]+ nats$/);
+    press(strip, "Home");
+    press(strip, "ArrowLeft");
+    expect(strip.getAttribute("aria-valuenow")).toBe("0");
+    expect(one('.gl-scrub [aria-selected="true"]').dataset.token).toBe(token);
+    strip.blur();
+    expect(all(".gl-layer-at")).toHaveLength(0);
+  });
   test("follows a feature through the layers, and Escape ends it", async () => {
     mount();
     click(block("res.0/0"));
