@@ -46,8 +46,8 @@ _FOCUSED = """(el) => {
 }"""
 # Two English words in a row, in what is seen or read aloud; not in what models and users wrote.
 _ENGLISH = """(el) => {
-  const theirs = "[dir=auto], .gl-chip, .gl-token, .gl-scrub-token, .gl-about > span:first-child, code, svg textPath, "
-    + ".gl-river-names, .gl-guess-at, textarea, [data-token], .gl-block, .gl-passage, datalist, option[value$='.ipynb']";
+  const theirs = "[dir=auto], .gl-chip, .gl-token, .gl-scrub-token, .gl-about > span:first-child, code, textarea,"
+    + " .gl-river-names, .gl-guess-at, .gl-block, [data-token], .gl-passage, datalist, option[value$='.ipynb']";
   const names = new RegExp("SAEs?|Neuronpedia|Gemloupe|Gemma Scope|JupyterLab|Python|HTML|PNG|SVG"
     + "|Ctrl|Enter|Shift|Home|End|Esc|Tab", "g");
   const english = (text) => /[A-Za-z]{2,}[,.:;]? [A-Za-z]{2,}/.test(text.replace(names, "·"));

@@ -13,7 +13,7 @@ CELLS = {
     "heatmap": "w = loupe.heatmap('The City of Light is Paris, the capital of France', selected=(3, None))\nw",
     "table": "loupe.table('The City of Light is Paris', site='res.12')",
     "desk": "d = loupe.steer('In the morning I', [gl.clamp(best[0].feature, 1.0), gl.ablate(best[1].feature)],"
-    " max_new_tokens=8, controls=True)\nd",
+    " max_new_tokens=4, controls=True)\nd",
     "card": "c = loupe.card(best[0].feature, text='The City of Light is Paris')\nc",
     "layers": "e = loupe.evolution('The City of Light is Paris', selected=(6, str(best[0].feature)))\ne",
     "search": "s = loupe.contrast('The food was wonderful', 'The food was terrible', k=4)\ns",
