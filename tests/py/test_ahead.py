@@ -130,6 +130,15 @@ def test_other_edits_take_over(tiny_loupe, monkeypatch):
     assert positions(old) == list(range(1, prompt + 4)) and positions(new) == list(range(prompt + 4, prompt + 9))
 
 
+def test_the_first_token_does_not_wait_for_the_beginning(tiny_loupe, monkeypatch):
+    begun, begin = [], Ahead.__init__
+    monkeypatch.setattr(Ahead, "__init__", lambda self, *args: begun.append(1) or begin(self, *args))
+    model, ids = tiny_loupe.engine.loaded.model, [t.id for t in tiny_loupe.engine.tokenize(TEXT)]
+    steps = generate_of(model, ids, lambda: nothing(), max_new_tokens=3, way="ahead")
+    assert next(steps) and not begun
+    assert len(list(steps)) == 2 and begun == [1]
+
+
 def test_a_model_that_is_hooked_goes_through_its_modules(tiny_loupe, monkeypatch):
     monkeypatch.setattr(Ahead, "__init__", lambda *_: pytest.fail("it must not be taken"))
     model = tiny_loupe.engine.loaded.model

@@ -198,13 +198,13 @@ def generate(
                         hidden = feed([text[start : start + chunk] for text in texts])
                     choose = chooser(model)
                     got = choice(hidden)
-                    if quick and untouched(model):
-                        assert isinstance(steps, HuggingFace)
-                        ahead = begun(got.ids)
-                        steps = Lean(model, steps, max_new_tokens) if ahead is None else steps
-                elif ahead is None:
+                elif step == 1 and quick and untouched(model):  # only now: nobody should wait longer for the first
+                    assert isinstance(steps, HuggingFace)
+                    ahead = begun([text[-1] for text in texts])
+                    steps = Lean(model, steps, max_new_tokens) if ahead is None else steps
+                if step > 0 and ahead is None:
                     got = choice(feed([text[-1:] for text in texts]))
-                else:
+                elif ahead is not None:
                     while ahead.launched < min(step + 1, max_new_tokens - 1):
                         checkpoint()
                         ahead.steer(steering())
