@@ -37,12 +37,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from gemloupe.engine.local import model_facts
 from gemloupe.load.cache import write_atomically
 from gemloupe.load.model import LoadedModel, load_model
 from gemloupe.load.sae import FeatureStats, Sae
 from gemloupe.load.scope import Scope, write_scope
-from gemloupe.run.capture import body, width_of
+from gemloupe.run.capture import body, model_facts, width_of
 from gemloupe.run.promote import listable_tokens, promoted_tokens
 from gemloupe.site import KINDS, Site
 from gemloupe.train import activations

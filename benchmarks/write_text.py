@@ -4,6 +4,7 @@ Each batch begins with openings in many languages and kinds of text, has its own
 there already is not made again.
 
     python benchmarks/write_text.py folder --batches 12
+    python benchmarks/write_text.py folder --batches 12 --spoken all     # everyday sentences in many languages
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from openings import OPENINGS
+from openings import OPENINGS, SPOKEN
 
 LENGTH, PROMPT, ROWS = 256, 3, 128
 TEMPERATURE, TOP_K = 0.9, 200
@@ -53,14 +54,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batches", type=int, default=12, help=f"of {ROWS} texts with {LENGTH} tokens each")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first batch")
+    parser.add_argument(
+        "--spoken", metavar="LANGUAGES", help="begin with everyday sentences in these (Hindi,Arabic,...), or in 'all'"
+    )
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     where = builtin_model()
     tokenizer = AutoTokenizer.from_pretrained(where)
-    openings = [ids[: PROMPT + 1] for ids in tokenizer(OPENINGS)["input_ids"]]
+    texts = OPENINGS
+    if asked.spoken:
+        languages = SPOKEN if asked.spoken == "all" else asked.spoken.split(",")
+        # one language after the other, so that every batch has them all
+        texts = [SPOKEN[language][turn % len(SPOKEN[language])] for turn in range(24) for language in languages]
+    openings = [ids[: PROMPT + 1] for ids in tokenizer(texts)["input_ids"]]
     assert all(len(ids) == PROMPT + 1 for ids in openings), "an opening is shorter than the others"
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, attn_implementation="eager").eval()
-    for seed in range(asked.batches):
+    for seed in range(asked.first, asked.first + asked.batches):
         file = asked.folder / f"{seed}.npy"
         if file.exists():
             continue

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--context", type=_count, default=256, help="tokens in a context (default: %(default)s)")
     train.add_argument("--parts", type=_count, default=1, help="parts the text is cut into; less disk (default: 1)")
     train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    train.add_argument("--start", metavar="SCOPE", help="folder of SAEs to train on instead of beginning at random")
     train.set_defaults(run=_train)
 
     index = commands.add_parser("index", help="find examples of every feature in text, or go on where that stopped")
@@ -167,7 +168,7 @@ def _evaluate(asked: argparse.Namespace) -> int:
     before = () if asked.unrounded is None else Scope.open(asked.unrounded)
     texts = list(read_labelled(asked.texts, asked.group_by))
     loaded = _load(asked)
-    from .engine.local import model_facts
+    from .run.capture import model_facts
 
     scope.check_model(model_facts(loaded))
     tokens, labels = pack_labelled(texts, loaded.tokenizer, bos=loaded.bos, context=asked.context, seed=asked.seed)
@@ -233,10 +234,16 @@ def _train(asked: argparse.Namespace) -> int:
     plan.run(show)
     for site in plan.sites:
         print(Path(asked.folder) / "sites" / str(site) / "sae")
+    where = Path(asked.folder) / "scope"
+    model = "" if plan.model is None else f"{plan.model!r}, "
+    print(f"all of them: {where}; open them with gl.open({model}scope={str(where)!r})")
     return 0
 
 
 def _new_plan(asked: argparse.Namespace) -> Any:
+    from dataclasses import replace
+
+    from .load.scope import Scope
     from .run.capture import body
     from .site import Site
     from .train.plan import SitePlan, make
@@ -248,6 +255,15 @@ def _new_plan(asked: argparse.Namespace) -> Any:
     depth = len(body(loaded.model).layers)
     every = [Site(kind, layer) for kind in ("res", "mlp", "att") for layer in range(depth)]
     settings = Settings(width=asked.width, l0=asked.l0, epochs=asked.epochs, batch=asked.batch, seed=asked.seed)
+    begun = None if asked.start is None else Scope.open(asked.start)
+
+    def how(site: Site) -> SitePlan:
+        if begun is None or site not in begun.sites:
+            return SitePlan(settings)
+        # what was trained already pays its penalties from the first step
+        going_on = replace(settings, width=begun.width(site), penalty_warm_up=0.0)
+        return SitePlan(going_on, start=f"{Path(asked.start).absolute()}#{site}")
+
     kept = [text for text in texts if not held_out(text)]
     tokens = pack(kept, loaded.tokenizer, bos=loaded.bos, context=asked.context, seed=asked.seed, most=asked.tokens)
     aside = [text for text in texts if held_out(text)]
@@ -260,7 +276,7 @@ def _new_plan(asked: argparse.Namespace) -> Any:
         asked.folder,
         tokens,
         test,
-        {site: SitePlan(settings) for site in _sites(asked.sites, every) or every},
+        {site: how(site) for site in _sites(asked.sites, every) or every},
         special=sorted(loaded.special),
         model=asked.model,
         digest=loaded.digest,

@@ -21,10 +21,9 @@ def tiny_scope(loaded, folder, sites=SITES, seed=0, plant=lambda name, decoder: 
 
     `plant(name, decoder)` may change the unit rows of a decoder before it is used."""
     import torch
-    from gemloupe.engine.local import model_facts
     from gemloupe.load.sae import FeatureStats, Sae
     from gemloupe.load.scope import write_scope
-    from gemloupe.run.capture import width_of
+    from gemloupe.run.capture import model_facts, width_of
     from gemloupe.site import Site
 
     random = torch.Generator().manual_seed(seed)

@@ -127,13 +127,16 @@ def test_train_makes_a_plan_runs_it_and_is_done_the_second_time(here, tmp_path):
     folder = tmp_path / "run"
     ask = ("train", folder, here / "texts.jsonl", "--model", here / "model", "--context", 24)
     options = ("--sites", "res.1,mlp.0", "--width", 64, "--l0", 4, "--batch", 64, "--epochs", 1, "--dtype", "float32")
-    said = run(*ask, *options).stdout.split()
+    *said, last = run(*ask, *options).stdout.splitlines()
     assert [Path(line).parts[-2:] for line in said] == [("res.1", "sae"), ("mlp.0", "sae")]
+    assert str(folder / "scope") in last and (folder / "scope" / "manifest.json").exists()
+    run("train", tmp_path / "on", *ask[2:], *options, "--start", folder / "scope")
+    assert (tmp_path / "on" / "scope" / "manifest.json").exists()
     from sae_lens import SAE
 
     assert SAE.load_from_disk(said[0]).cfg.d_sae == 64
     before = (Path(said[0]) / "sae_weights.safetensors").stat().st_mtime_ns
-    assert run("train", folder).stdout.split() == said
+    assert run("train", folder).stdout.splitlines() == [*said, last]
     assert (Path(said[0]) / "sae_weights.safetensors").stat().st_mtime_ns == before
     assert "another plan" in refused(*ask, *options[:-1], "bfloat16")
 

@@ -95,7 +95,7 @@ def test_every_site_ends_as_an_sae_that_sae_lens_opens(unbroken):
         assert torch.equal(theirs.W_dec, ours.decoder)
         assert ours.decoder.shape == (64, 64 if site == "att.0" else 48)
         assert (made.folder / "sites" / site / "stats.safetensors").exists()
-    assert {name for name, _ in seen} == {job.name for job in made.jobs if job.kind != "release"}
+    assert {name for name, _ in seen} == {job.name for job in made.jobs if job.kind in ("capture", "fit")}
     figures = dict(seen)["fit/res.1/2"]
     assert figures["step"] == figures["of"]
     assert {"loss", "l0", "fvu", "seconds_left", "tokens_per_second"} <= set(figures)
@@ -111,6 +111,18 @@ def test_what_sae_lens_writes_a_training_can_start_from(unbroken, tmp_path):
     assert torch.equal(ours.encoder, theirs.W_enc.T)
 
 
+def test_the_set_opens_as_one_scope(unbroken, model):
+    import gemloupe as gl
+
+    made, _, _ = unbroken
+    scope = Scope.open(made.folder / "scope")
+    assert {str(site) for site in scope.sites} == set(SITES)
+    assert scope.stats("res.1").maximum.shape == (64,) and scope.stats("res.1").promotes.shape == (64, 10)
+    assert scope.facts("res.1")["train_tokens"] > 0 and scope.facts("res.1")["l0"] > 0
+    with gl.open(model, scope=made.folder / "scope", device="cpu") as loupe:
+        assert loupe.read("one two")["res.2"].shape[1] == 64
+
+
 def test_the_disk_never_holds_more_parts_than_promised(unbroken):
     made, held, _ = unbroken
     assert max(len(set(names) - {"held_out"}) for names in held) == made.ahead == 2
@@ -121,7 +133,7 @@ def test_needs_are_earlier_jobs_and_one_pass_serves_all_sites(unbroken):
     made, _, _ = unbroken
     names = [job.name for job in made.jobs]
     assert names.count("capture/1") == 1
-    assert len(names) == 1 + PARTS * (2 + len(SITES))
+    assert len(names) == 1 + PARTS * (2 + len(SITES)) + 1
     for job in made.jobs:
         assert all(names.index(need) < names.index(job.name) for need in job.needs)
     assert "fit/res.1/0" in next(job.needs for job in made.jobs if job.name == "fit/res.2/0")

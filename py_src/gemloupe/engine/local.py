@@ -17,7 +17,7 @@ from ..evolution import Attribution, Evolution
 from ..feature import FeatureId, whole
 from ..fidelity import Fidelity
 from ..load.statistics import keep_stats, kept_file, kept_origin, kept_stats
-from ..run.capture import body, width_of
+from ..run.capture import model_facts, width_of
 from ..run.fidelity import Cost, costs
 from ..run.pages import Pager, beside, default_budget, footprint, mapped
 from ..run.promote import listable_tokens, promoted
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ..load.gemma_scope import GemmaScope
     from ..load.model import LoadedModel
     from ..load.sae import FeatureStats, Sae
-    from ..load.scope import ModelFacts, Scope
+    from ..load.scope import Scope
 
 T = TypeVar("T")
 
@@ -62,20 +62,6 @@ def _number(given: Any) -> float | None:
     """A declared figure, if it is one that can be compared with."""
     good = isinstance(given, (int, float)) and not isinstance(given, bool) and np.isfinite(given) and given > 0
     return float(given) if good else None
-
-
-def model_facts(loaded: LoadedModel) -> ModelFacts:
-    """What a scope checks before its SAEs are used with this model."""
-    from ..load.scope import ModelFacts
-
-    return ModelFacts(
-        id=loaded.id,
-        architecture=loaded.architecture,
-        n_layers=len(body(loaded.model).layers),
-        d_model=body(loaded.model).config.hidden_size,
-        digest=loaded.digest,
-        z_width=width_of(loaded.model, Site("att", 0)),
-    )
 
 
 class LocalEngine:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import refuse
 from ..site import Site
+
+if TYPE_CHECKING:
+    from ..load.model import LoadedModel
+    from ..load.scope import ModelFacts
 
 Reader = Callable[[Site, torch.Tensor], None]
 Replacement = Callable[[torch.Tensor], torch.Tensor]
@@ -51,6 +55,20 @@ def width_of(model: Any, site: Site) -> int:
     """Width of the tensor at `site`: d_model, or heads x head_dim for att (they differ)."""
     module, side, _ = module_of(model, site)
     return int(module.in_features) if side == "input" else body(model).config.hidden_size  # type: ignore[arg-type]
+
+
+def model_facts(loaded: LoadedModel) -> ModelFacts:
+    """What a scope checks before its SAEs are used with this model."""
+    from ..load.scope import ModelFacts
+
+    return ModelFacts(
+        id=loaded.id,
+        architecture=loaded.architecture,
+        n_layers=len(body(loaded.model).layers),
+        d_model=body(loaded.model).config.hidden_size,
+        digest=loaded.digest,
+        z_width=width_of(loaded.model, Site("att", 0)),
+    )
 
 
 def before_gain(norm: Any, x: torch.Tensor) -> torch.Tensor:

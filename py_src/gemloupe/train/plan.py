@@ -8,6 +8,7 @@ folder) may run them at the same time, each job in one process at a time, and a 
     plan.json  tokens.npy  held_out.npy         what is to be done, fixed when the plan is made
     parts/<k>/  parts/held_out/                 activations, while they are needed
     sites/<site>/                               checkpoint, then sae/ (an SAELens checkpoint) and stats.safetensors
+    scope/                                      at the end: all of them, for `gl.open(model, scope=...)`
     done/<job>.json                             how long a finished job took, and its last figures
 """
 
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 from ..errors import refuse
+from ..load.artifact import read_safetensors
 from ..load.cache import explained, folder_atomically, write_atomically
 from ..site import Site
 from . import activations
@@ -40,7 +42,7 @@ _HELD_OUT = "held_out"
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: 'capture/<part>', 'fit/<site>/<part>' or 'release/<part>', after all of `needs`."""
+    """One piece of work: 'capture/<part>', 'fit/<site>/<part>', 'release/<part>' or 'scope', after all of `needs`."""
 
     name: str
     needs: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ class Plan:
                 fits.append(Job(f"fit/{site}/{part}", tuple(needs)))
             found += fits
             found.append(Job(f"release/{part}", tuple(job.name for job in fits)))
+        found.append(Job("scope", tuple(job.name for job in fits)))
         return tuple(found)
 
     def _mark(self, job: Job | str) -> Path:
@@ -172,6 +175,8 @@ class Plan:
                     self._fit(job.site, int(job.part), tell)
                 case "release":
                     shutil.rmtree(self.folder / "parts" / job.part, ignore_errors=True)
+                case "scope":
+                    self._scope()
         mark = {"seconds": round(time.monotonic() - started, 1), "threads": torch.get_num_threads(), **last}
         write_atomically(self._mark(job), json.dumps(mark, indent=1).encode())
 
@@ -236,6 +241,41 @@ class Plan:
             save_sae_lens(sae, made, model_name=self.model)
         stats = {name: torch.from_numpy(column).contiguous() for name, column in known.items() if column is not None}
         write_atomically(folder / "stats.safetensors", save(stats))
+
+    # ---- the result
+
+    def _scope(self) -> None:
+        from ..load.sae import FeatureStats, Sae
+        from ..load.scope import Scope, write_scope
+        from ..run.capture import model_facts
+        from ..run.promote import listable_tokens, promoted_tokens
+
+        listable = listable_tokens(self._loaded.tokenizer)
+
+        def made() -> Iterator[tuple[Sae, FeatureStats, dict[str, Any]]]:
+            for site in self.sites:
+                folder = self.folder / "sites" / str(site)
+                sae = Scope.open(folder / "sae").load(site)
+                columns = read_safetensors(folder / "stats.safetensors", ["maximum", "density", "mean_active"])
+                known = {name: column.numpy() for name, column in columns.items()}
+                promotes = promoted_tokens(self._loaded.model, sae, listable)
+                last = json.loads(self._mark(f"fit/{site}/{self.parts - 1}").read_text(encoding="utf-8"))
+                facts = (
+                    {"l0": round(last["held_out_l0"], 1), "train_tokens": int(last["tokens"])}
+                    if last.get("step")
+                    else {}
+                )
+                yield sae, FeatureStats(**known, **promotes), facts
+
+        recipes = {str(site): {**asdict(how.settings), "start": how.start} for site, how in self.sites.items()}
+        write_scope(
+            self.folder / "scope",
+            made(),
+            id=f"{self._loaded.id}-{self.folder.absolute().name}",
+            model=model_facts(self._loaded),
+            made_with={"trainer": "gemloupe.train", "recipes": recipes},
+            packed=False,
+        )
 
     def _start(self, given: str, site: Site) -> Start | Continued:
         """What the training of `site` begins from; an SAE of that very site and width is trained on as it is."""

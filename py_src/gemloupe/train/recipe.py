@@ -226,7 +226,7 @@ class Run:
         checkpoint: str | Path | None = None,
         part: int = 0,
         parts: int = 1,
-        start: Start | None = None,
+        start: Start | Continued | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.site, self.settings = site, settings = Site.of(site), settings or Settings()
