@@ -74,6 +74,22 @@ def test_blocks_of_what_is_recorded_join(tiny_loupe, both, monkeypatch):
         same(*both(tiny_loupe, [gl.clamp(name, 1)], max_new_tokens=count, sites=None, temperature=1.0, seed=2))
 
 
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 10, 20])
+def test_single_tokens_are_encoded_together_and_stay_in_order(tiny_loupe, both, monkeypatch, count):
+    """As if each were encoded by itself, also where the prompt is a single token."""
+    name = strong(tiny_loupe, "res.2", most=1)[0]
+    for text in (TEXT, (300,)):
+        options = {"text": text, "max_new_tokens": count, "sites": None, "temperature": 1.0, "seed": 2}
+        made = both(tiny_loupe, rows=((), (gl.clamp(name, 1),)), **options)
+        monkeypatch.setattr(module, "_TOGETHER", 1)
+        alone, _ = both(tiny_loupe, rows=((), (gl.clamp(name, 1),)), **options)
+        monkeypatch.undo()
+        for left, *others in zip(alone, *made, strict=True):
+            assert len(left.trace) == len(left.prompt) + len(left.tokens)
+            for other in others:
+                same(left, other)
+
+
 def test_rows_end_by_themselves(tiny_loupe):
     ids = [t.id for t in tiny_loupe.engine.tokenize(TEXT)]
     model, name = tiny_loupe.engine.loaded.model, strong(tiny_loupe, "res.2", most=1)[0]

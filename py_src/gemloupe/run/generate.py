@@ -25,6 +25,8 @@ from .steer import Now, Steering, Tap, check_fired, tapped
 
 # Positions whose logits exist at the same time, twice.
 _LOGIT_ROWS = 32
+# Single tokens whose activations are encoded together.
+_TOGETHER = 8
 # A capture costs about as much as this many tokens gain by it.
 _WORTH_CAPTURING = 16
 
@@ -50,23 +52,45 @@ class Recorder:
         self.sites, self._sae, self._special = sorted(sites), sae, special
         self._parts: dict[tuple[int, Site], list[SparseActs]] = {(r, s): [] for r in range(rows) for s in self.sites}
         self._now = Now(0, [[]])
+        # Passes over one token: their ids [row], and of each site the tensors that are still to be encoded.
+        self._fed: list[list[int]] = []
+        self._waiting: dict[Site, list[torch.Tensor]] = {site: [] for site in self.sites}
 
     def begin(self, now: Now) -> None:
         self._now = now
+        if len(now.ids[0]) == 1:
+            self._fed = [*self._fed[1 - _TOGETHER :], [ids[0] for ids in now.ids]]
 
     @property
     def began(self) -> bool:
         """Whether every site has been passed at least once."""
-        return all(self._parts.values())
+        return all(parts or self._waiting[site] for (_, site), parts in self._parts.items())
 
     def take(self, site: Site, x: torch.Tensor) -> None:
+        """Keep what `site` does with x [row, token, width] in the pass that has begun. Single tokens are encoded some
+        at a time: an encoder is much larger than they are."""
+        if x.shape[1] > 1:
+            self._encode_waiting(site)
+            self._encode(site, x, self._now.ids)
+            return
+        self._waiting[site].append(x)
+        if len(self._waiting[site]) == _TOGETHER:
+            self._encode_waiting(site)
+
+    def _encode_waiting(self, site: Site) -> None:
+        waiting, self._waiting[site] = self._waiting[site], []
+        if waiting:
+            fed = self._fed[-len(waiting) :]
+            self._encode(site, torch.cat(waiting, 1), [list(ids) for ids in zip(*fed, strict=True)])
+
+    def _encode(self, site: Site, x: torch.Tensor, ids_of: Sequence[Sequence[int]]) -> None:
         sae = self._sae(site)
         rows, tokens, width = x.shape
         if getattr(sae, "before_gain", False):
             norm: Any = module_of(self._model, site)[0]
             gain = 1.0 + norm.weight.float()
             x = (x.float() / gain).nan_to_num(0.0)
-        kept = torch.tensor([[ident not in self._special for ident in ids] for ids in self._now.ids])
+        kept = torch.tensor([[ident not in self._special for ident in ids] for ids in ids_of])
         try:
             acts = encode(sae, x.reshape(-1, width), kept.reshape(-1).to(x.device), site)
         except Refusal as refusal:
@@ -82,6 +106,8 @@ class Recorder:
 
     def acts(self, row: int, tokens: int) -> dict[Site, SparseActs]:
         """Per site [tokens, feature]; tokens that the model has not read are empty rows."""
+        for site in self.sites:
+            self._encode_waiting(site)
         found = {}
         for site in self.sites:
             whole = SparseActs.stack(self._parts[row, site])
