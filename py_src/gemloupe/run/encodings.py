@@ -66,7 +66,7 @@ class Encodings:
         self._listed: dict[Site, list[_Listed]] = {}
         self._widths: dict[Site, int] = {}
         self._waiting: list[_Piece] = []
-        self._used = self._wanted = 0
+        self._used = self._wanted = self._room = 0
         self._pre = self._on = torch.empty(0)
 
     def begin(self, kept: torch.Tensor, first: int = 0) -> None:
@@ -94,8 +94,8 @@ class Encodings:
         self._widths[site] = width
         rows, tokens = x[self._rows].to(torch.float32), self._where + self._first
         self._make_room(width)
-        step = len(self._pre) // width
-        for start in range(0, len(rows), step):
+        step = self._room // width
+        for start in range(0, len(tokens), step):
             self._queue(site, sae, rows[start : start + step], tokens[start : start + step])
 
     def _make_room(self, width: int) -> None:
@@ -104,24 +104,24 @@ class Encodings:
         if wanted <= self._wanted:
             return
         self._flush()
-        self._wanted, room = wanted, wanted
+        self._wanted = self._room = wanted
         if self._device.type == "cuda":  # what is free is also for the rest of the pass
-            room = max(width, min(wanted, free_bytes(self._device) // (4 * _BYTES)))
-        self._pre = torch.empty(room, dtype=torch.float32, device=self._device)
-        self._on = torch.empty(room, dtype=torch.bool, device=self._device)
+            self._room = max(width, min(wanted, free_bytes(self._device) // (4 * _BYTES)))
+        self._pre = torch.empty(self._room, dtype=torch.float32, device=self._device)
+        self._on = torch.empty(self._room, dtype=torch.bool, device=self._device)
 
     def _queue(self, site: Site, sae: Any, rows: torch.Tensor, tokens: np.ndarray) -> None:
-        width = self._widths[site]
-        size = len(rows) * width
-        if self._used + size > len(self._pre):
+        shape = len(tokens), self._widths[site]
+        size = shape[0] * shape[1]
+        if self._used + size > self._room:
             self._flush()
         block = slice(self._used, self._used + size)
-        pre = self._pre[block].view(len(rows), width)
+        pre = self._pre[block].view(shape)
         with exactly():
             torch.addmm(sae.b_enc, rows, sae.encoder.T, out=pre)
-        torch.gt(pre, floor(sae), out=self._on[block].view(len(rows), width))
+        torch.gt(pre, floor(sae), out=self._on[block].view(shape))
         low, high = torch.aminmax(rows, dim=1)  # a NaN comes out of both
-        self._waiting.append(_Piece(site, width, tokens, (low, high)))
+        self._waiting.append(_Piece(site, shape[1], tokens, (low, high)))
         self._used += size
 
     def _flush(self) -> None:

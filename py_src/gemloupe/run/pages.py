@@ -76,7 +76,7 @@ class Pager:
         self._shelf: OrderedDict[Site, Sae] = OrderedDict()  # least recently used first
         self._coming: dict[Site, Future[Sae]] = {}
         self._in_use: Site | None = None
-        self._order: tuple[Site, ...] = ()
+        self._after: dict[Site, Site] = {}
         self._closed = False
         self._changed = threading.Condition()
         self._ahead = ThreadPoolExecutor(1, "gemloupe-pages")
@@ -98,7 +98,8 @@ class Pager:
     def expect(self, order: Iterable[Site]) -> None:
         """The order in which SAEs will be asked for, over and over: whenever one is, the next is loaded ahead."""
         with self._changed:
-            self._order = tuple(order)
+            sites = tuple(order)
+            self._after = dict(zip(sites, sites[1:] + sites[:1], strict=True)) if len(sites) > 1 else {}
 
     def get(self, site: Site) -> Sae:
         """The SAE at `site`, on the device. Waits while it is loaded; what loading refuses is raised here."""
@@ -186,10 +187,8 @@ class Pager:
 
     def _load_next(self, site: Site) -> None:
         """Begin to load what comes after `site`, unless it is here or there is no room beside `site`."""
-        if site not in self._order or len(self._order) < 2:
-            return
-        following = self._order[(self._order.index(site) + 1) % len(self._order)]
-        if following in self._shelf or following in self._coming or self._closed:
+        following = self._after.get(site)
+        if following is None or following in self._shelf or following in self._coming or self._closed:
             return
         if not self._make_room(following, ahead=True):
             return
