@@ -346,7 +346,8 @@ class Loupe:
         """Continue text, token ids or chat messages, with `edits` (one, or several) made while the model runs.
 
         `max_new_tokens` (32), `temperature` (0: the likeliest token each time), `top_k`, `top_p` and `seed` say how
-        tokens are chosen; `sites` whose activations are kept in the generation's `trace` (none; None means all open).
+        tokens are chosen. The generation's `trace` has the activations at all open sites, read in one pass when it is
+        first asked for; with `sites` (None: all open ones) those are recorded while the text is made.
         """
         return self.stream(given, edits, **options).result()
 
@@ -368,7 +369,12 @@ class Loupe:
         chosen = None if sites is None else tuple(Site.of(site) for site in sites)
         rows = (edits_of(edits),)
         request = GenerateRequest(_plain(given), max_new_tokens, temperature, seed, top_k, top_p, rows, chosen)
-        return Stream(self.engine.generate(request))
+        return Stream(self.engine.generate(request), self._read_again if self.sites else None)
+
+    def _read_again(self, made: Generation) -> Trace | None:
+        from .study.reread import reread
+
+        return reread(self.engine, made).trace
 
     def sweep(
         self, given: Any, edit: Edit | FeatureId | str, strengths: Iterable[float] | None = None, **options: Any

@@ -486,6 +486,27 @@ def test_a_stream_is_its_generation(tiny_loupe):
     assert again.tokens == made.tokens
 
 
+def test_activations_are_read_when_they_are_asked_for(tiny_loupe, monkeypatch):
+    name, asked = strong(tiny_loupe, "res.2", most=1)[0], []
+    read = tiny_loupe._read_again
+    monkeypatch.setattr(tiny_loupe, "_read_again", lambda made: asked.append(1) or read(made))
+    for edits in ([], [gl.clamp(name, 2)], [gl.clamp(name, 2, where="prompt"), gl.add(name, 0.5)]):
+        asked.clear()
+        made = tiny_loupe.generate(TEXT, edits, max_new_tokens=6)
+        assert repr(made) and made._repr_html_() and not asked
+        trace = made.trace
+        assert made.trace is trace and asked == [1] and trace.tokens == (*made.prompt, *made.tokens)
+        recorded = tiny_loupe.generate(TEXT, edits, max_new_tokens=6, sites=None).trace
+        assert asked == [1] and set(trace.sites) == set(recorded.sites)
+        for site in recorded.sites:
+            ours, theirs = (one[site].to_dense()[:-1] for one in (trace, recorded))
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert tiny_loupe.engine.generate(GenerateRequest(TEXT, 2)).result(SOON)[0].trace is None
+    stream = tiny_loupe.stream(TEXT, max_new_tokens=30)
+    stream.change(gl.clamp(name, 2))
+    assert stream.result(SOON).trace is None  # no one pass would give it
+
+
 def test_pieces_of_a_character_come_as_one(tiny_loupe, monkeypatch):
     """Byte tokens make one character only together."""
     from gemloupe.engine import generation

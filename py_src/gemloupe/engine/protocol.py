@@ -208,13 +208,35 @@ class Effect:
         return not bool(self.norm.any())
 
 
+class _WhenAsked:
+    """A field that is None by default, and may be given as a function that is called when it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, made: Any, owner: Any = None) -> Any:
+        if made is None:
+            return None  # the default
+        known = made.__dict__[self._name]
+        if callable(known):
+            known = made.__dict__[self._name] = known()
+        return known
+
+    def __set__(self, made: Any, value: Any) -> None:
+        made.__dict__[self._name] = value
+
+
+_TRACE: Any = _WhenAsked("trace")
+
+
 @dataclass(frozen=True, eq=False)
 class Generation:
     """One continuation: the prompt's tokens, the new ones, and each new one's log-probability.
 
     Log-probabilities are the steered model's own, in nats, whatever the temperature and the sampling. `trace` holds
-    prompt and new tokens at the sites that were asked for, with the edits made, or is None; its row for the last token
-    is empty, since the model has not read it. `effects` has one `Effect` per edit, in the order of
+    prompt and new tokens at the sites that were recorded, with the edits made; its row for the last token is then
+    empty, since the model has not read it. What a loupe generated without recording is read again, at all open sites,
+    when `trace` is first asked for; elsewhere it is None. `effects` has one `Effect` per edit, in the order of
     `edits`. `stopped`: 'length', 'end' (a special token ended it), 'cancelled', or 'not-finite'; then `not_finite`
     is (index of the first new token that could not be made, the edit closest to the fault or None). `notes` are
     sentences for the user.
@@ -223,7 +245,7 @@ class Generation:
     prompt: tuple[Token, ...]
     tokens: tuple[Token, ...]
     logprobs: tuple[float, ...]
-    trace: Trace | None = None
+    trace: Trace | None = _TRACE
     effects: tuple[Effect, ...] = ()
     edits: tuple[Edit, ...] = ()
     seed: int = 0
