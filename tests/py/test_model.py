@@ -1,5 +1,6 @@
 """Opening models: the right class, precision and place; every refusal before anything wrong can run."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from gemloupe.errors import Refusal
 from gemloupe.load import builtin, memory
 from gemloupe.load import model as loading
 from gemloupe.load.builtin import BUILTIN_DIGEST, builtin_model
-from gemloupe.load.model import load_model
+from gemloupe.load.model import _named_by_digest, load_model
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, SPECIALS, tiny_config, tiny_model
@@ -50,12 +51,34 @@ def edit(folder, **fields):
 # --- a folder ---
 
 
+def test_in_hugging_faces_cache_the_digest_is_the_files_name(folder, tmp_path):
+    weights = (folder / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (snapshot / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "blobs" / digest).write_bytes(weights)
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "blobs" / digest)
+    assert load_model(snapshot, device="cpu").digest == digest
+    two = [snapshot / f"part-{n}.safetensors" for n in (1, 2)]
+    for part in two:
+        part.symlink_to(tmp_path / "blobs" / digest)
+    (snapshot / "model.safetensors").unlink()
+    assert _named_by_digest(snapshot) == hashlib.sha256((digest * 2).encode()).hexdigest()
+    two[1].unlink()
+    two[1].write_bytes(weights)
+    assert _named_by_digest(snapshot) is None
+
+
 def test_folder_opens_ready_to_run(folder):
     loaded = load_model(folder, device="cpu")
     assert loaded.architecture == {"gemma2": "gemma2", "gemma3": "gemma3_text"}[folder.name]
     assert (loaded.id, loaded.folder, loaded.revision) == (folder.name, folder, None)
     assert (loaded.device, loaded.dtype, loaded.context, loaded.bos) == ("cpu", "float32", CONTEXT, 2)
-    assert loaded.digest is None
+    assert loaded.digest is None  # reading gigabytes only for that would take too long
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}

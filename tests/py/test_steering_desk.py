@@ -675,6 +675,7 @@ def test_earlier_messages_are_history(engine):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     desk = desk_of(engine, messages)
     assert desk.prompt == "" and engine.requests == []
+    assert desk.turns == [{"user": "Hi", "default": "Hello.", "steered": "Hello."}]  # to be seen, not only to be sent
     desk.run("How are you?")
     desk.wait(10)
     assert [m["content"] for m in engine.requests[0].given] == ["Hi", "Hello.", "How are you?"]
@@ -779,6 +780,7 @@ def test_a_preset_of_a_chat_brings_its_history(engine, tmp_path):
     desk.load(path)
     desk.wait(10)
     assert desk.chat and desk.prompt == "So" and engine.requests[-1].given == tuple(said)
+    assert desk.turns == [{"user": "Hi", "default": "Ho", "steered": "Ho"}]
     desk.load(Preset("Hello", EDIT))
     desk.wait(10)
     assert not desk.chat and engine.requests[-1].given == "Hello"
@@ -829,6 +831,11 @@ def test_files_that_are_no_presets(tmp_path, text):
     with pytest.raises(Refusal) as caught:
         Preset.load(path)
     assert caught.value.code == "file-unreadable"
+
+
+def test_a_file_of_something_else_says_what_it_lacks():
+    with pytest.raises(Refusal, match=r"^package\.json is not a gemloupe steering preset: it has no 'kind'\.$"):
+        Preset.from_json('{"name": "x"}', "package.json")
 
 
 def test_missing_and_newer_presets(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -86,7 +87,7 @@ def load_model(
     if chosen_device != "cpu":
         model.to(chosen_device)
     tokenizer = _tokenizer(folder, shown)
-    digest = BUILTIN_DIGEST if given is None else _stamped(folder)
+    digest = BUILTIN_DIGEST if given is None else _stamped(folder) or _named_by_digest(folder)
     if digest == BUILTIN_DIGEST:
         notes.append(say("The weights are a 4-bit quantisation (Q4_K_M) of Google's Gemma 3 270M, widened again."))
     if kind == "gemma3":
@@ -183,6 +184,17 @@ def _stamped(folder: Path) -> str | None:
         return str(json.loads((folder / STAMP).read_bytes())["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _named_by_digest(folder: Path) -> str | None:
+    """sha256 of the weights in Hugging Face's cache, where files are links to what is named by its digest; of several
+    files, the sha256 of theirs one after another. None elsewhere: reading gigabytes only for this would take too long.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    names = [file.resolve().name for file in files if file.is_symlink()]
+    if not names or len(names) < len(files) or not all(re.fullmatch("[0-9a-f]{64}", name) for name in names):
+        return None
+    return names[0] if len(names) == 1 else hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 # --- where it runs ---

@@ -83,6 +83,8 @@ class Preset:
                 raise ValueError(f"it has a sampling setting {sorted(unknown)[0]!r}")
             edits = tuple(Edit.from_dict(one) for one in whole["edits"])
             return cls(prompt, edits, whole["sampling"], dict(whole["made_with"]))
+        except KeyError as error:
+            raise refuse("file-unreadable", file=file, kind=KIND, why=f"it has no {error}") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if getattr(error, "code", "") == "scope-newer":
                 raise

@@ -165,7 +165,7 @@ class SteeringDesk(LiveWidget):
             settings = dict(SAMPLING)
         settings |= {name: options.pop(name) for name in SAMPLING if name in options}
         said, chat = self._read_prompt(prompt)
-        self._before = self._history(prompt)
+        self._before, turns = self._history(prompt)
         self._rows = [self._new_row(edit) for edit in edits_of(edits)]
         self._coloured = next((row.edit.feature for row in self._rows if row.edit.feature is not None), None)
         described = engine.describe()
@@ -175,6 +175,7 @@ class SteeringDesk(LiveWidget):
             about={key: getattr(described, key) for key in ("model", "scope", "device", "dtype")} | {"note": ""},
             prompt=said,
             chat=chat,
+            turns=turns,
             rows=self._wire_rows(),
             sampling=settings,
             notes=notes,
@@ -198,14 +199,17 @@ class SteeringDesk(LiveWidget):
         return (str(messages[-1]["content"]) if messages[-1]["role"] == "user" else ""), True
 
     @staticmethod
-    def _history(given: Any) -> tuple[Mapping[str, str], ...]:
-        """The messages of a chat that come before what is said now."""
-        if isinstance(given, str):
-            return ()
-        messages = list(given)
-        if messages[-1]["role"] == "user":
+    def _history(given: Any) -> tuple[tuple[Mapping[str, str], ...], list[dict[str, str]]]:
+        """What comes before what is said now in a chat: (messages that are no turns, turns, both answers the same)."""
+        messages = [] if isinstance(given, str) else [{n: str(one[n]) for n in ("role", "content")} for one in given]
+        if messages and messages[-1]["role"] == "user":
             messages.pop()
-        return tuple({"role": str(one["role"]), "content": str(one["content"])} for one in messages)
+        turns: list[dict[str, str]] = []
+        while len(messages) > 1 and (messages[-2]["role"], messages[-1]["role"]) == ("user", "assistant"):
+            said, answer = messages[-2]["content"], messages[-1]["content"]
+            turns.insert(0, {"user": said, "default": answer, "steered": answer})
+            del messages[-2:]
+        return tuple(messages), turns
 
     def _new_row(self, edit: Edit) -> _Row:
         facts = None if edit.feature is None else self._facts_of((edit.feature,))[0]
@@ -655,11 +659,11 @@ class SteeringDesk(LiveWidget):
         rows = [self._new_row(edit) for edit in preset.edits]
         with self._lock:
             self._latest.cancel()
-            self._before = self._history(preset.prompt)
+            self._before, turns = self._history(preset.prompt)
             self._rows, self._done = rows, {}
             self._coloured = next((row.edit.feature for row in rows if row.edit.feature is not None), None)
             with self.hold_sync():
-                self.prompt, self.chat, self.turns = said, chat, []
+                self.prompt, self.chat, self.turns = said, chat, turns
                 self.sampling = dict(preset.sampling)
                 self.notes = preset.differences(self._made_by)
                 self.dose, self.rows = None, self._wire_rows()
