@@ -2,9 +2,10 @@
 
     python benchmarks/evolution.py [--rounds 5] [--threads 2] [--device cpu]
 
-Prints one table: the fastest round and, since that means little on a busy machine, its CPU time over all threads. `read` is the plain pass that the picture is compared with. What the browser adds is printed by
+Prints one table: the fastest round and, since that says little on a busy machine, its CPU time over all threads.
+`read` is the plain pass that the picture is compared with. What the browser adds is printed by
 tests/ui/test_evolution.py: from running a cell to blocks that are there, and a step of scrubbing. Matches are of two
-random sites of 16,384 features, as wide as the built-in model's and as Gemma 2 2B's stream, both ways, two of each.
+random sites of 16,384 features, as wide as the built-in model's stream and as Gemma 2 2B's, two of each, both ways.
 """
 
 from __future__ import annotations
