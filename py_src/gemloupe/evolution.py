@@ -80,19 +80,15 @@ class Ribbon:
 class Match:
     """A feature of a neighbouring layer that may be the same thing as one asked about.
 
-    `cosine` and `coactivation` as of a `Ribbon`. `mutual`: each is the other's nearest.
+    `cosine` and `coactivation` as of a `Ribbon`. `mutual`: each is the other's nearest. `same`: the two are taken for
+    the same thing, so that a ribbon joins them: no feature is the same as two others of one layer.
     """
 
     feature: FeatureId
     cosine: float
     coactivation: float | None
     mutual: bool = False
-
-    @property
-    def same(self) -> bool:
-        """Whether the two are taken for the same thing, so that a ribbon joins them: each is the other's nearest, and
-        neither the cosine nor, where it is known, the co-activation is what any two features may have."""
-        return self.mutual and bool(alike(self.cosine, np.nan if self.coactivation is None else self.coactivation))
+    same: bool = False
 
 
 LEAST_COSINE, LEAST_TOGETHER = 0.3, 0.05

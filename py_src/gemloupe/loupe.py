@@ -151,6 +151,7 @@ class Loupe:
         self._about = engine.describe()
         self._index: Index | None = None
         self._labels: Labels | None = None
+        self._fires: tuple[Path, Mapping[Site, list[str]]] | None = None
         self.opened_with: Mapping[str, Any] = {}
         """The arguments of `gl.open` that made this loupe; empty if another way did."""
         self.number = next(_numbers)
@@ -495,7 +496,7 @@ class Loupe:
         if self._labels is None:
             from .study.labels import labels_of
 
-            self._labels = labels_of(self.engine, self._evidence_or_none)
+            self._labels = labels_of(self.engine, self._evidence_or_none, self._fires_on)
         return self._labels
 
     def _evidence_or_none(self, feature: FeatureId) -> FeatureEvidence | None:
@@ -503,6 +504,18 @@ class Loupe:
         if index is None or feature.site not in index.sites:
             return None
         return index.evidence(feature, 10)
+
+    def _fires_on(self, feature: FeatureId) -> tuple[str, str] | None:
+        """The name of the index in use, and what is kept there of the tokens a feature fires on."""
+        from .study.automatic import read_fires
+
+        index = self.index_in_use
+        if index is None:
+            return None
+        if self._fires is None or self._fires[0] != index.folder:
+            self._fires = index.folder, read_fires(index.folder) or {}
+        kept = self._fires[1].get(feature.site, ())
+        return (index.about.name, kept[feature.index]) if feature.index < len(kept) else None
 
     def search(
         self,

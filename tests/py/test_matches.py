@@ -6,12 +6,21 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SCOPE_WIDTH, tiny_scope
 from gemloupe.errors import Refusal
-from gemloupe.evolution import Match, alike
+from gemloupe.evolution import alike
 from gemloupe.feature import FeatureId
 from gemloupe.load.model import load_model
 from gemloupe.site import Site
 from gemloupe.study import matches as study
-from gemloupe.study.matches import MatchFile, mutual, neighbours_of, pairs, passages_of, write_matches
+from gemloupe.study.matches import (
+    MatchFile,
+    Pair,
+    assigned,
+    mutual,
+    neighbours_of,
+    pairs,
+    passages_of,
+    write_matches,
+)
 from tiny import TEXT
 
 # res.2 is not there: nothing may be joined across it.
@@ -126,13 +135,47 @@ def test_a_trail_leads_through_all_copies_and_never_over_a_gap(loupe):
 # ---- what counts as the same
 
 
-def test_one_thing_is_near_and_fires_together():
-    feature = FeatureId.of("res.1/0")
-    assert Match(feature, 0.9, None, True).same and Match(feature, 0.9, 0.4, True).same
-    assert not Match(feature, 0.9, 0.4, False).same, "something else is nearer"
-    assert not Match(feature, 0.2, 0.4, True).same, "as near as any two"
-    assert not Match(feature, 0.97, 0.01, True).same, "a massive dimension, nothing else in common"
-    assert alike([0.9, 0.9, 0.1], [np.nan, 0.0, np.nan]).tolist() == [True, False, False]
+def test_near_is_not_enough():
+    assert alike([0.9, 0.9, 0.97, 0.2], [np.nan, 0.4, 0.01, 0.4]).tolist() == [True, True, False, False]
+
+
+def pair_of(there, cosines, back, cosines_back):
+    one, two = Site.of("res.0"), Site.of("res.1")
+    sides = (np.array(there, np.int32), np.float32(cosines)), (np.array(back, np.int32), np.float32(cosines_back))
+    return Pair(one, two, *sides)
+
+
+def test_one_thing_is_chosen_by_cosine_and_co_activation_each_feature_once():
+    # 0 is nearest to 1, but fires with 0; 1 is nearest to 1 and fires with it; 2 is near what never fires with it.
+    pair = pair_of(
+        [[1, 0], [1, 2], [3, 0]],
+        [[0.9, 0.8], [0.85, 0.4], [0.97, 0.1]],
+        [[0, 2], [0, 1], [1, 0], [2, 1]],
+        [[0.8, 0.1], [0.9, 0.85], [0.4, 0.2], [0.97, 0.1]],
+    )
+    there = np.float32([[0.06, 0.5], [0.6, 0.1], [0.0, 0.5]])
+    back = np.float32([[0.5, 0.5], [0.06, 0.6], [0.1, 0.1], [0.0, 0.1]])
+    partner, cosine, share = assigned(pair, (there, back))
+    assert partner.tolist() == [0, 1, -1]
+    np.testing.assert_allclose(cosine[:2], [0.8, 0.85], atol=1e-6)
+    np.testing.assert_allclose(share[:2], [0.5, 0.6], atol=1e-6)
+
+
+def test_without_co_activation_mutual_nearest_stay_together():
+    random = np.random.default_rng(3)
+    rows = [random.standard_normal((40, 8)).astype(np.float32) for _ in range(2)]
+    rows = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows]
+    cosines = rows[0] @ rows[1].T
+    sides = []
+    for table in (cosines, cosines.T):
+        order = np.argsort(-table, axis=1)[:, :2]
+        sides += [order, np.take_along_axis(table, order, axis=1)]
+    pair = pair_of(*sides)
+    unknown = np.full((40, 2), np.nan, np.float32)
+    partner, _, _ = assigned(pair, (unknown, unknown))
+    joined = partner[partner >= 0]
+    assert len(joined) == len(set(joined.tolist())) > (pair.mutual >= 0).sum() > 0
+    assert (partner[pair.mutual >= 0] == pair.mutual[pair.mutual >= 0]).all()
 
 
 def test_mutual_is_one_to_one():
@@ -147,6 +190,25 @@ def test_mutual_is_one_to_one():
 # ---- the file
 
 
+def farther(match, computed):
+    """Whether a match is only listed because it is the same thing."""
+    return match.same and match.feature not in [one.feature for one in computed]
+
+
+def test_what_is_the_same_leads_back(loupe, indexed):
+    joined = 0
+    for site in loupe.sites:
+        for index in range(SCOPE_WIDTH):
+            for match in loupe.matches(FeatureId(site, index)):
+                if match.same:
+                    joined += 1
+                    back = [one for one in loupe.matches(match.feature) if one.same]
+                    mine = [one for one in back if one.feature.site == site]
+                    assert [one.feature.index for one in mine] == [index], "one to one"
+                    assert mine[0].cosine == match.cosine and mine[0].coactivation == match.coactivation
+    assert joined > 20
+
+
 def test_the_file_says_what_the_decoders_say(loupe, indexed):
     file = MatchFile(indexed.folder / study.FILE)
     assert file.fits(loupe.about.widths, loupe.about.about["sae_digests"])
@@ -154,7 +216,8 @@ def test_the_file_says_what_the_decoders_say(loupe, indexed):
     for site in loupe.sites:
         for index in range(0, SCOPE_WIDTH, 7):
             feature = FeatureId(site, index)
-            known, computed = file.of(feature, 2), study.matches(loupe.engine, feature, 2)
+            computed = study.matches(loupe.engine, feature, 2)
+            known = [match for match in file.of(feature, 2) if not farther(match, computed)]
             assert [(m.feature, m.mutual) for m in known] == [(m.feature, m.mutual) for m in computed]
             np.testing.assert_allclose([m.cosine for m in known], [m.cosine for m in computed], atol=6e-4)
 

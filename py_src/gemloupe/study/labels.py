@@ -23,7 +23,7 @@ from ..evidence import FeatureEvidence
 from ..feature import FeatureId
 from ..label import SOURCES, Label
 from ..site import Site
-from .automatic import EvidenceOf, automatic, automatic_rows, read_fires
+from .automatic import EvidenceOf, automatic, automatic_rows, joined, read_fires
 from .find_labels import Found, find
 from .label_file import EXAMPLES, NOTE, Row, check, connect, number, put, remove, spelled, take_over
 
@@ -47,8 +47,13 @@ class Known:
     digest: str = ""
 
 
-def labels_of(engine: Engine, evidence: Callable[[FeatureId], FeatureEvidence | None] = lambda feature: None) -> Labels:
-    """The labels of what an engine has open. `evidence` is what an index knows of a feature, where there is one.
+def labels_of(
+    engine: Engine,
+    evidence: Callable[[FeatureId], FeatureEvidence | None] = lambda feature: None,
+    fires_on: Callable[[FeatureId], tuple[str, str] | None] = lambda feature: None,
+) -> Labels:
+    """The labels of what an engine has open. `evidence` is what an index knows of a feature, where there is one;
+    `fires_on` the index's name and what `write_fires` left there of the feature, which is found in less time.
 
     Where the data folder cannot be written, they are kept in memory, with a warning.
     """
@@ -57,8 +62,12 @@ def labels_of(engine: Engine, evidence: Callable[[FeatureId], FeatureEvidence | 
     saes = {site: Known(width, digests.get(str(site), "")) for site, width in about.widths.items()}
 
     def make(feature: FeatureId) -> Label | None:
-        known = engine.facts((feature,))[0]
-        return automatic(feature, (text for text, _ in known.promotes), evidence(feature))
+        promotes = [text for text, _ in engine.facts((feature,))[0].promotes]
+        if (kept := fires_on(feature)) is not None:
+            index, on = kept
+            text = joined(on, promotes)
+            return Label(feature, text, "automatic", None, "", f"counts over the index {index}") if text else None
+        return automatic(feature, promotes, evidence(feature))
 
     def explainer() -> Explainer:
         from .explain import Explainer

@@ -1,11 +1,12 @@
 """The same thing one layer on: which features of neighbouring layers match, one to one, once for all features.
 
-Two features match by the cosine of what they write to the residual stream. They are the same thing if each is the
-other's nearest there, unless the cosine is that of any two features, or they hardly ever fire together: directions that
-share one of the stream's massive dimensions are near each other whatever they are about. That is one to one, exact, and
-depends on no other pair. An assignment that maximises the sum of all cosines was left out: at 16,384 features it takes
-minutes and a gigabyte per pair of sites, and it joins what has no counterpart to whatever is left over, which is what a
-reader must not be shown.
+Two features match by the cosine of what they write to the residual stream, and by how often they fire together. Cosine
+alone joins what has nothing in common: directions that share one of the stream's massive dimensions are near each other
+whatever they are about. Of each feature the nearest two in the next layer are candidates, both ways; pairs that are
+near and fire together become one thing in the order of the sum of the two, each feature once. An assignment that
+maximises the sum over all was left out: at 16,384 features it takes minutes and a gigabyte per pair of sites, and it
+joins what has no counterpart to whatever is left over, which is what a reader must not be shown. Where there is no
+file, and so nothing is known of what fires together, only each other's nearest are taken for one thing.
 
 Residual streams, MLP outputs and what transcoders predict are all in the stream. An attention site is not: its features
 are in the basis of its own layer's heads. They are compared by what they add to the stream, through W_O and the gain
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import refuse
-from ..evolution import Match, Matches
+from ..evolution import Match, Matches, alike
 from ..feature import FeatureId
 from ..site import Site
 from ..sparse import SparseActs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FILE = "matches.parquet"
 KEPT = 2  # in each neighbouring layer, of every feature
+RANKS = (*range(KEPT), "same")  # of a file's columns: the nearest, and the one that is the same thing
 TOKENS = 100_000  # of the index's text that co-activation is measured on
 LEAST = 5  # firings of each of two features, below which their co-activation is not known
 _FORMAT = 1
@@ -144,7 +146,7 @@ def matches(source: Any, feature: FeatureId, k: int = KEPT) -> tuple[Match, ...]
         for rank, (index, cosine) in enumerate(zip(features[0].tolist(), cosines[0].tolist(), strict=True)):
             if index >= 0:
                 home = rank == 0 and int(nearest(theirs[index][None], mine, 1)[0][0][0, 0]) == feature.index
-                found.append(Match(FeatureId(other, index), cosine, None, home))
+                found.append(Match(FeatureId(other, index), cosine, None, home, home and bool(alike(cosine, np.nan))))
     if mine is None:
         feature.within(_width(source, feature.site))
     return tuple(found)
@@ -160,9 +162,11 @@ def of_feature(engine: Any, file: MatchFile | None, feature: FeatureId, k: int, 
         return Matches(feature, file.of(feature, k, sites))
     if not hasattr(engine, "loaded"):
         raise refuse("not-local")
-    shares = {one.feature: one.coactivation for one in known}
     found = [one for one in matches(engine, feature, k) if one.feature.site in sites]
-    return Matches(feature, (replace(one, coactivation=shares.get(one.feature)) for one in found))
+    if file is not None:
+        kept = {one.feature: one for one in known}
+        found = [kept.get(one.feature, replace(one, same=False)) for one in found]
+    return Matches(feature, found)
 
 
 def trail(engine: Any, file: MatchFile | None, feature: FeatureId, sites: Sequence[Site]) -> tuple[FeatureId, ...]:
@@ -252,6 +256,28 @@ class Together:
             return np.where(seen, both / (mine + theirs - both), np.nan).astype(np.float32)
 
 
+def assigned(pair: Pair, shares: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which features of a pair are one thing: the partner of each feature of `one` (or -1), cosine and co-activation.
+
+    `shares` are the co-activations of the pair's matches, there and back. One to one.
+    """
+    (there, cosines), (back, cosines_back) = pair.there, pair.back
+    left = np.concatenate([np.repeat(np.arange(len(there)), there.shape[1]), back.ravel()]).astype(np.int64)
+    right = np.concatenate([there.ravel(), np.repeat(np.arange(len(back)), back.shape[1])]).astype(np.int64)
+    cosine, share = (np.concatenate([one.ravel(), two.ravel()]) for one, two in ((cosines, cosines_back), shares))
+    likely = np.flatnonzero((left >= 0) & (right >= 0) & alike(cosine, share))
+    likely = likely[np.argsort(-(cosine + np.nan_to_num(share))[likely], kind="stable")]
+    partner = np.full(len(there), -1)
+    kept = np.full(len(there), np.nan, np.float32), np.full(len(there), np.nan, np.float32)
+    taken = np.zeros(len(back), bool)
+    for i in likely.tolist():
+        one, two = int(left[i]), int(right[i])
+        if partner[one] < 0 and not taken[two]:
+            partner[one], taken[two] = two, True
+            kept[0][one], kept[1][one] = cosine[i], share[i]
+    return partner, *kept
+
+
 def passages_of(index: Index, tokens: int) -> Iterator[list[np.ndarray]]:
     """Passages spread evenly over an index's text, about `tokens` tokens of it, in groups that are read together."""
     number = index.about.passages
@@ -311,8 +337,12 @@ def _write(engine: Any, folder: Path, made: list[Pair], shares: list[Any], read:
 
     described = engine.describe()
     widths = described.widths
-    after = {pair.one: (pair.there, share[0]) for pair, share in zip(made, shares, strict=True)}
-    before = {pair.two: (pair.back, share[1]) for pair, share in zip(made, shares, strict=True)}
+    same = [assigned(pair, share) for pair, share in zip(made, shares, strict=True)]
+    after = {p.one: (p.there, share[0], one) for p, share, one in zip(made, shares, same, strict=True)}
+    before = {
+        p.two: (p.back, share[1], _turned(*one, len(p.back[0])))
+        for p, share, one in zip(made, shares, same, strict=True)
+    }
     digests = (described.about or {}).get("sae_digests") or {}
     about = {
         "format": _FORMAT,
@@ -326,7 +356,7 @@ def _write(engine: Any, folder: Path, made: list[Pair], shares: list[Any], read:
     fields = []
     for side in ("before", "after"):
         for name, kind in (("", pa.uint32()), ("_cosine", pa.int16()), ("_share", pa.uint8())):
-            fields += [pa.field(f"{side}{name}_{rank}", kind) for rank in range(KEPT)]
+            fields += [pa.field(f"{side}{name}_{rank}", kind) for rank in RANKS]
     schema = pa.schema(fields, metadata={"gemloupe.matches": json.dumps(about)})
     file = folder / FILE
     part = file.with_name(f".{FILE}.part")
@@ -350,16 +380,29 @@ def _write(engine: Any, folder: Path, made: list[Pair], shares: list[Any], read:
     return file
 
 
-def _columns(known: tuple[Any, np.ndarray] | None, width: int) -> list[np.ndarray]:
-    """A file's columns of one side: features, cosines, shares, each by rank."""
+def _turned(
+    partner: np.ndarray, cosine: np.ndarray, share: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `assigned` found, seen from the other side."""
+    back = np.full(width, -1)
+    values = np.full(width, np.nan, np.float32), np.full(width, np.nan, np.float32)
+    mine = np.flatnonzero(partner >= 0)
+    back[partner[mine]] = mine
+    values[0][partner[mine]], values[1][partner[mine]] = cosine[mine], share[mine]
+    return back, *values
+
+
+def _columns(known: tuple[Any, np.ndarray, Any] | None, width: int) -> list[np.ndarray]:
+    """A file's columns of one side: features, cosines, shares, each by rank and then of what is the same."""
     if known is None:
         none = np.full(width, _NONE, np.uint32), np.zeros(width, np.int16), np.full(width, _UNKNOWN, np.uint8)
-        return [part for part in none for _ in range(KEPT)]
-    (features, cosines), shares = known
+        return [part for part in none for _ in RANKS]
+    (features, cosines), shares, same = known
+    features, cosines, shares = (np.column_stack(both) for both in zip((features, cosines, shares), same, strict=True))
     numbers = np.where(features >= 0, features, _NONE).astype(np.uint32)
     thousandths = np.round(np.nan_to_num(cosines) * _STEPS).astype(np.int16)
     parts = np.where(np.isnan(shares), _UNKNOWN, np.round(np.nan_to_num(shares) * _SHARES)).astype(np.uint8)
-    return [part[:, rank] for part in (numbers, thousandths, parts) for rank in range(KEPT)]
+    return [part[:, rank] for part in (numbers, thousandths, parts) for rank in range(len(RANKS))]
 
 
 class MatchFile:
@@ -401,7 +444,8 @@ class MatchFile:
         return one in self._sides["after"] and two in self._sides["before"]
 
     def of(self, feature: FeatureId, k: int = KEPT, among: Sequence[Site] | None = None) -> tuple[Match, ...]:
-        """As `matches`, with co-activation; `k` of at most 2. `among`: the sites that are open."""
+        """As `matches`, with co-activation; `k` of at most 2, and the one that is the same thing where it is farther.
+        `among`: the sites that are open."""
         found: list[Match] = []
         feature.within(self.widths[feature.site])
         before, after = neighbours_of(feature.site, self.sites if among is None else among)
@@ -409,13 +453,18 @@ class MatchFile:
             if other is None or feature.site not in self._sides[side]:
                 continue
             mine, i = self._site(feature.site), feature.index
-            for rank in range(min(k, KEPT)):
+            same = int(mine[f"{side}_same"][i])
+            ranks: list[int | str] = list(range(min(k, KEPT)))
+            if same != _NONE and all(int(mine[f"{side}_{rank}"][i]) != same for rank in ranks):
+                ranks.append("same")
+            for rank in ranks:
                 index = int(mine[f"{side}_{rank}"][i])
                 if index == _NONE:
                     continue
-                home = rank == 0 and int(self._site(other)[f"{back}_0"][index]) == i
+                home = int(mine[f"{side}_0"][i]) == index and int(self._site(other)[f"{back}_0"][index]) == i
                 cosine = float(mine[f"{side}_cosine_{rank}"][i]) / _STEPS
-                found.append(Match(FeatureId(other, index), cosine, _share(mine[f"{side}_share_{rank}"][i]), home))
+                share = _share(mine[f"{side}_share_{rank}"][i])
+                found.append(Match(FeatureId(other, index), cosine, share, home, index == same))
         return tuple(found)
 
     def joined(
@@ -423,22 +472,24 @@ class MatchFile:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `joined` of the module: the partner of each of `left` (-1 where none of `right` is), its cosine, and the
         co-activation (nan where not known)."""
-        mine, theirs = self._site(one), self._site(two)
-        partner = mine["after_0"][left].astype(np.int64)
-        known = partner != _NONE
-        back = theirs["before_0"][np.where(known, partner, 0)]
-        kept = known & (back == left) & np.isin(partner, right)
-        shares = mine["after_share_0"][left].astype(np.float32)
+        mine = self._site(one)
+        partner = mine["after_same"][left].astype(np.int64)
+        kept = (partner != _NONE) & np.isin(partner, right)
+        shares = mine["after_share_same"][left].astype(np.float32)
         return (
             np.where(kept, partner, -1),
-            mine["after_cosine_0"][left].astype(np.float32) / _STEPS,
+            mine["after_cosine_same"][left].astype(np.float32) / _STEPS,
             np.where(shares == _UNKNOWN, np.nan, shares / _SHARES),
         )
 
     def _site(self, site: Site) -> dict[str, np.ndarray]:
         if site not in self._columns:
-            table = self._read.read_row_group(self.sites.index(site))
-            self._columns[site] = {name: plain(table[name].combine_chunks()) for name in table.column_names}
+            try:
+                table = self._read.read_row_group(self.sites.index(site))
+                made = {name: plain(table[name].combine_chunks()) for name in table.column_names}
+            except OSError as error:  # what pyarrow raises, too, when a page is damaged
+                raise refuse("file-unreadable", file=self.file, kind="file of matches", why=error) from error
+            self._columns[site] = made
         return self._columns[site]
 
 

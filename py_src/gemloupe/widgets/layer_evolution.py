@@ -292,7 +292,8 @@ class LayerEvolution(LiveWidget):
     # ---- the static twin
 
     def static_state(self) -> dict[str, Any]:
-        self.wait(30)
+        # A cell shows its picture when this is done. Names come on their own; the file a user saves waits for them.
+        self.wait(0.5 if self._brief else 30)
         return super().static_state() | {"card": None, "facts": self._static_facts()}
 
     def _static_facts(self) -> dict[str, Any]:
