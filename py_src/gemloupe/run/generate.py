@@ -136,7 +136,8 @@ def _taps(steering: Steering, recorder: Recorder | None) -> dict[Site, Tap]:
 
 
 def _has_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
+    # Streams, events and captures are the current device's.
+    return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
 
 
 def generate(
