@@ -1,5 +1,7 @@
 """The pass over a prompt begun in the middle: bit for bit what a whole pass gives, and never of another prompt."""
 
+import threading
+
 import gemloupe as gl
 import pytest
 import torch
@@ -110,3 +112,30 @@ def test_a_run_that_is_stopped_keeps_nothing_half_done(tiny_loupe, passed):
         tiny_loupe.engine.sae = sae
     generated(tiny_loupe, edits, max_new_tokens=4)
     assert passed == [4, 4]
+
+
+def test_a_pass_of_another_thread_is_its_own(tiny_loupe, passed):
+    """A cell that uses the model while a desk streams gets neither edits nor kept states."""
+    name = strong(tiny_loupe, "res.2", most=1)[0]
+    model, ids = tiny_loupe.engine.loaded.model, torch.tensor([[2, 300, 301, 302]])
+    with torch.inference_mode():
+        plain = model(ids, use_cache=False).logits
+    generated(tiny_loupe, [gl.clamp(name, 4)], max_new_tokens=2)
+    inside, theirs = [], []
+    layer = type(model.model.layers[3])
+    forward = layer.forward
+
+    def beside(self, *args, **named):
+        """In the middle of the worker's pass, another thread's."""
+        if self is model.model.layers[3] and not inside:
+            inside.append(1)
+            other = threading.Thread(target=lambda: theirs.append(model(ids, use_cache=False).logits.detach()))
+            other.start()
+            other.join(30)
+        return forward(self, *args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "forward", beside)
+        made = generated(tiny_loupe, [gl.clamp(name, 4)], max_new_tokens=2)
+    assert passed == [4, 2] and made.effects[0].fired.any()
+    assert torch.equal(theirs[0], plain)

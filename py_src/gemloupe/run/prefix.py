@@ -7,9 +7,10 @@ kept for the last prompt and its number of rows, so that a pass from there on gi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,12 +43,17 @@ def starting_at(model: Any, layer: int, hidden: torch.Tensor | None) -> Iterator
     """While this is open, a pass begins at `layer`, whose input is `hidden` [batch, token, d_model].
 
     The token ids of the pass must be those `hidden` was made from: masks and positions come from them. With None,
-    the pass is an ordinary one.
+    the pass is an ordinary one, and so are those of other threads.
     """
     skipped = [] if hidden is None else list(body(model).layers[:layer])
     before = [vars(module).get("forward") for module in skipped]
+    mine = get_ident()
+
+    def given(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **named: hidden if get_ident() == mine else forward(*args, **named)
+
     for module in skipped:
-        module.forward = lambda *_, **__: hidden
+        module.forward = given(module.forward)
     try:
         yield
     finally:
@@ -72,10 +78,13 @@ def read_prompt(model: Any, steps: HuggingFace, ids: Sequence[Sequence[int]], ta
         kept = _Kept(key, [], [])
     start = min(first, len(kept.caches))
     seen: list[torch.Tensor] = []
+    mine = get_ident()
     with ExitStack() as hooks:
         if first > len(kept.caches):
             for layer in layers[start : first + 1]:
-                hook = layer.register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
+                hook = layer.register_forward_pre_hook(
+                    lambda _layer, args: seen.append(args[0]) if get_ident() == mine else None
+                )
                 hooks.callback(hook.remove)
         hooks.enter_context(starting_at(model, start, kept.inputs[start] if start else None))
         hidden = steps.feed(ids, taps)

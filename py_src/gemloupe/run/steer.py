@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,21 @@ def tapped(model: Any, taps: Mapping[Site, Tap]):
     """While this is open, every forward pass hands the tensor at each site to its tap, and goes on with the answer.
 
     Yields a set of the sites that have fired; empty it before a pass and give it to `check_fired` after. The hooks
-    are gone on leaving, however that comes.
+    are gone on leaving, however that comes, and passes of other threads (a cell that uses the bridge) are let alone.
     """
     fired: set[Site] = set()
+    mine = get_ident()
 
     def before(site: Site, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if get_ident() != mine:
+            return None
         fired.add(site)
         new = taps[site](args[0])
         return None if new is None else (new, *args[1:])
 
     def after(site: Site, out: Any) -> Any:
+        if get_ident() != mine:
+            return None
         fired.add(site)
         new = taps[site](out[0] if isinstance(out, tuple) else out)
         return None if new is None else (new, *out[1:]) if isinstance(out, tuple) else new
