@@ -53,3 +53,16 @@ def test_almost_every_feature_has_examples_and_numbers_agree(index):
     assert evidence.fired == sum(evidence.histogram) and len(evidence.top) == 20
     assert [example.value for example in evidence.top] == sorted((e.value for e in evidence.top), reverse=True)
     assert all(one.low < one.high for one in evidence.intervals)
+
+
+def test_matches_are_of_the_saes_that_ship():
+    with gemloupe.open() as loupe:
+        assert loupe._matches is not None, "made from other SAEs: loupe.write_matches() makes them anew"
+        assert loupe._matches.tokens >= 90_000, "about 100,000 tokens, in whole passages"
+        beside = {}
+        for layer in range(17):
+            found = [loupe.matches(f"res.{layer}/{index}") for index in range(0, 1000, 25)]
+            after = [[one for one in matches if one.feature.site.layer == layer + 1] for matches in found]
+            assert all(len(one) >= 2 for one in after)
+            beside[layer] = np.mean([any(match.same for match in one) for one in after])
+        assert np.mean(list(beside.values())) > 0.5, "most features of the residual stream go on"
