@@ -183,11 +183,21 @@ def test_where_it_cannot_begin_the_text_comes_all_the_same(tiny_loupe, monkeypat
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_graph_replays_what_the_steps_do(tiny_folders):
+@pytest.mark.parametrize("compiled", ["", "1"])
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "seed": 4}])
+def test_a_graph_replays_what_the_steps_do(tiny_folders, monkeypatch, compiled, sampled):
+    monkeypatch.setenv(ahead.COMPILE, compiled)
     model, scope = tiny_folders["gemma2"]
     with gl.open(model, scope=scope, device="cuda", dtype="float32") as loupe:
-        name = strong(loupe, "res.2", most=1)[0]
-        made = generated(loupe, rows=((), (gl.clamp(name, 2),)), max_new_tokens=40, sites=None)
-    with gl.open(model, scope=scope, device="cpu") as loupe:
-        for left, right in zip(generated(loupe, rows=((), (gl.clamp(name, 2),)), max_new_tokens=40), made, strict=True):
-            assert [t.id for t in left.tokens] == [t.id for t in right.tokens]
+        one, two = strong(loupe, "res.2", most=2)
+        rows = ((), (gl.clamp(one, 2), gl.add(two, 0.5, when=gl.when(one))))
+        options = {"rows": rows, "max_new_tokens": 40, "sites": None} | sampled
+        replays = []
+        replay = torch.cuda.CUDAGraph.replay
+        monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
+        made = generated(loupe, **options)
+        assert len(replays) == 39
+        monkeypatch.setattr(module, "_has_graphs", lambda device: False)
+        for left, right in zip(generated(loupe, **options), made, strict=True):
+            same(left, right)
+        assert len(replays) == 39
