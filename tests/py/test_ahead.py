@@ -196,8 +196,8 @@ def test_a_graph_replays_what_the_steps_do(tiny_folders, monkeypatch, compiled, 
         replay = torch.cuda.CUDAGraph.replay
         monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
         made = generated(loupe, **options)
-        assert len(replays) == 39
+        replayed = len(replays)
         monkeypatch.setattr(module, "_has_graphs", lambda device: False)
         for left, right in zip(generated(loupe, **options), made, strict=True):
             same(left, right)
-        assert len(replays) == 39
+        assert len(replays) == replayed > 0
