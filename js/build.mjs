@@ -35,6 +35,7 @@ const lab = {
   target: "es2022",
   outdir: "js/lab/lib",
   sourcemap: true,
+  loader: { ".ipynb": "json" },
   logLevel: "warning",
 };
 

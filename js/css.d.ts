@@ -1,1 +1,5 @@
 declare module "*.css";
+declare module "*.ipynb" {
+  const notebook: unknown;
+  export default notebook;
+}

@@ -1,5 +1,5 @@
 /**
- * The sidebar's connection to one kernel. It asks the kernel to listen (on a subshell while a cell runs), opens a
+ * The extension's connection to one kernel. It asks the kernel to listen (on a subshell while a cell runs), opens a
  * comm, and starts over when the kernel was restarted. `standing` says at any time how far it is.
  */
 
@@ -7,13 +7,15 @@ import type { ISessionContext } from "@jupyterlab/apputils";
 import type { Kernel, KernelMessage } from "@jupyterlab/services";
 import type { Model } from "../core/model";
 import { Rpc } from "../core/rpc";
-import { faultOf, type Known, type Standing, standingOf } from "./standing";
+import { faultOf, hopeless, type Known, type Standing, standingOf } from "./standing";
 
 const TARGET = "gemloupe.lab";
 const PROTOCOL = 1;
 const REGISTER = '__import__("gemloupe.lab", fromlist=["register"]).register()';
 /** Milliseconds after which a kernel that has not answered is said to be late. It is still waited for. */
 const LATE = 6000;
+/** Milliseconds after which a kernel at work is called busy: our own questions take less. */
+const BUSY = 600;
 
 export interface LoupeFacts {
   number: number;
@@ -21,17 +23,25 @@ export interface LoupeFacts {
   device: string;
   sites: number;
   methods: string[];
+  /** Whether a sidebar opened it, so that a sidebar may close it. */
+  mine: boolean;
 }
 export interface ViewFacts {
   id: string;
   method: string;
   given: string;
-  loupe: number;
+  /** The number of the loupe that made it; null where none did. */
+  loupe: number | null;
+  /** Whether a sidebar made it; else it is a notebook's, and only shown here too. */
+  own: boolean;
+  /** The feature chosen in it. */
+  feature: string | null;
 }
 export interface Opening {
   model: string | null;
   what: string;
   share: number | null;
+  cancelling?: boolean;
 }
 export interface LabState {
   protocol: number;
@@ -43,6 +53,10 @@ export interface LabState {
 export interface LabEvent {
   event: "opening" | "opened" | "views" | "selection";
   [fact: string]: unknown;
+}
+export interface Listener {
+  changed?(): void;
+  heard?(event: LabEvent): void;
 }
 
 /** A comm as the seam that `Rpc` speaks through. */
@@ -71,26 +85,36 @@ export class KernelEnd {
   state: LabState | null = null;
   /** What went wrong, where `standing` is "failed". */
   fault = "";
-  readonly #onChange: () => void;
-  readonly #onEvent: (event: LabEvent) => void;
+  readonly #listeners = new Set<Listener>();
   #join: Known["join"] = "not asked";
   #language: string | null = null;
   readonly #tag: string;
   #kernelId: string | undefined;
   #life = new AbortController();
   #ended = false;
-  #was: Standing = "none";
+  #busySince = Number.POSITIVE_INFINITY;
+  #busyTimer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(context: ISessionContext, tag: string, onChange: () => void, onEvent: (event: LabEvent) => void) {
+  /** `tag` is JupyterLab's language, which the widgets of the kernel then speak. */
+  constructor(context: ISessionContext, tag: string) {
     this.context = context;
     this.#tag = tag;
-    this.#onChange = onChange;
-    this.#onEvent = onEvent;
     context.statusChanged.connect(this.#look, this);
     context.connectionStatusChanged.connect(this.#look, this);
     context.kernelChanged.connect(this.#look, this);
+    context.iopubMessage.connect(this.#overheard, this);
     context.disposed.connect(this.dispose, this);
     this.#look();
+  }
+
+  /** `listener` hears of every change until the function returned is called. */
+  listen(listener: Listener): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  get isDisposed(): boolean {
+    return this.#ended;
   }
 
   get kernel(): Kernel.IKernelConnection | null {
@@ -99,9 +123,10 @@ export class KernelEnd {
 
   get standing(): Standing {
     const kernel = this.kernel;
+    const status = kernel?.status ?? (this.context.isDisposed ? "dead" : this.context.kernelDisplayStatus);
     return standingOf({
       kernel: kernel !== null,
-      status: kernel?.status ?? (this.context.isDisposed ? "dead" : this.context.kernelDisplayStatus),
+      status: status === "busy" && performance.now() - this.#busySince < BUSY ? "idle" : status,
       connection: kernel?.connectionStatus ?? "disconnected",
       language: this.#language,
       join: this.#join,
@@ -118,14 +143,33 @@ export class KernelEnd {
     this.#look();
   }
 
+  /** Waits until the kernel can be asked; fails once it is clear that it never will. */
+  joined(): Promise<Rpc> {
+    return new Promise((resolve, reject) => {
+      const look = () => {
+        if (this.rpc) resolve(this.rpc);
+        else if (this.#ended || hopeless(this.standing)) reject(new Error(this.fault || this.standing));
+        else return false;
+        stop();
+        return true;
+      };
+      const stop = this.listen({ changed: () => void look() });
+      look();
+    });
+  }
+
   dispose(): void {
     if (this.#ended) return;
     this.#ended = true;
+    clearTimeout(this.#busyTimer);
     this.#leave();
     this.context.statusChanged.disconnect(this.#look, this);
     this.context.connectionStatusChanged.disconnect(this.#look, this);
     this.context.kernelChanged.disconnect(this.#look, this);
+    this.context.iopubMessage.disconnect(this.#overheard, this);
     this.context.disposed.disconnect(this.dispose, this);
+    this.#changed();
+    this.#listeners.clear();
   }
 
   async refresh(): Promise<void> {
@@ -134,7 +178,11 @@ export class KernelEnd {
     const state = await rpc.call<LabState>("state", {}, { signal: this.#life.signal });
     if (rpc !== this.rpc) return;
     this.state = state;
-    this.#onChange();
+    this.#changed();
+  }
+
+  #changed(): void {
+    for (const listener of [...this.#listeners]) listener.changed?.();
   }
 
   #leave(): void {
@@ -142,6 +190,14 @@ export class KernelEnd {
     this.#life = new AbortController();
     this.rpc = this.state = null;
     this.#join = "not asked";
+  }
+
+  /** A cell that has ended may have opened a loupe, or closed one. */
+  #overheard(_context: ISessionContext, message: KernelMessage.IMessage): void {
+    if (message.header.msg_type !== "status" || !this.rpc) return;
+    const idle = (message.content as { execution_state?: string }).execution_state === "idle";
+    const parent = message.parent_header as { msg_type?: string };
+    if (idle && parent.msg_type === "execute_request") this.refresh().catch(() => undefined);
   }
 
   #look(): void {
@@ -152,13 +208,17 @@ export class KernelEnd {
       this.#language = null;
       this.#leave();
     }
+    if (kernel?.status !== "busy") {
+      clearTimeout(this.#busyTimer);
+      this.#busySince = Number.POSITIVE_INFINITY;
+    } else if (this.#busySince === Number.POSITIVE_INFINITY) {
+      this.#busySince = performance.now();
+      this.#busyTimer = setTimeout(() => this.#changed(), BUSY);
+    }
     const { standing } = this;
     if (standing === "restarting" || standing === "dead") this.#leave();
     if (kernel && this.#join === "not asked" && standing === "joining") this.#start(kernel);
-    // A cell that has ended may have opened a loupe, or closed one.
-    if (standing === "ready" && this.#was === "busy") this.refresh().catch(() => undefined);
-    this.#was = standing;
-    this.#onChange();
+    this.#changed();
   }
 
   #start(kernel: Kernel.IKernelConnection): void {
@@ -168,7 +228,7 @@ export class KernelEnd {
       if (signal.aborted) return;
       this.#join = join;
       this.fault = fault;
-      this.#onChange();
+      this.#changed();
     };
     const late = setTimeout(() => say("late"), LATE);
     signal.addEventListener("abort", () => clearTimeout(late), { once: true });
@@ -204,10 +264,12 @@ export class KernelEnd {
       comm.dispose();
       return undefined;
     }
-    const rpc = new Rpc(
-      modelOf(comm, (event) => !signal.aborted && this.#onEvent(event)),
-      signal,
-    );
+    const hear = (event: LabEvent) => {
+      if (signal.aborted) return;
+      for (const listener of [...this.#listeners]) listener.heard?.(event);
+      if (event.event === "views" || event.event === "opened") this.refresh().catch(() => undefined);
+    };
+    const rpc = new Rpc(modelOf(comm, hear), signal);
     comm.open({});
     signal.addEventListener("abort", close, { once: true });
     const state = await rpc.call<LabState>("state", {}, { signal });
@@ -218,6 +280,30 @@ export class KernelEnd {
     this.rpc = rpc;
     this.state = state;
     return undefined;
+  }
+}
+
+/** One end per kernel's context, however many look at it; it goes when the context does. */
+export class KernelEnds {
+  readonly #ends = new Map<ISessionContext, KernelEnd>();
+  readonly #tag: string;
+
+  constructor(tag: string) {
+    this.#tag = tag;
+  }
+
+  of(context: ISessionContext): KernelEnd {
+    const known = this.#ends.get(context);
+    if (known && !known.isDisposed) return known;
+    const made = new KernelEnd(context, this.#tag);
+    this.#ends.set(context, made);
+    context.disposed.connect(() => this.#ends.delete(context));
+    return made;
+  }
+
+  dispose(): void {
+    for (const end of this.#ends.values()) end.dispose();
+    this.#ends.clear();
   }
 }
 

@@ -8,6 +8,11 @@ import type { Place } from "./place";
 
 const PATH = "gemloupe-sidebar";
 
+/** Whether an earlier page of this server left the kernel running. */
+export async function isRunning(services: ServiceManager.IManager): Promise<boolean> {
+  return (await services.sessions.findByPath(PATH)) !== undefined;
+}
+
 /** Starts the kernel, or connects to the one that an earlier page of this server left running. */
 export async function ownKernel(services: ServiceManager.IManager, rendermime: IRenderMimeRegistry): Promise<Place> {
   const context = new SessionContext({

@@ -1,13 +1,18 @@
 /** The sidebar: kernel, model, prompt, and the views of one kernel. The views are the notebook's own widgets. */
 
 import type { TranslationBundle } from "@jupyterlab/translation";
+import type { Message } from "@lumino/messaging";
 import { Panel, Widget } from "@lumino/widgets";
-import { h } from "../components/dom";
+import { freshId, h } from "../components/dom";
+import { parseFeature } from "../core/feature";
 import { isAbort } from "../core/rpc";
 import { gemloupeIcon } from "./icon";
-import { KernelEnd, type LabEvent, type Opening, type ViewFacts } from "./kernel-end";
+import type { KernelEnd, KernelEnds, LabEvent, Opening, ViewFacts } from "./kernel-end";
+import { standingWords, titleOf, titles } from "./names";
 import { drawn, type Place } from "./place";
+import type { FileKind } from "./save";
 import type { Standing } from "./standing";
+import type { Subject, ViewActions } from "./view-actions";
 
 /** What is kept over a reload of the page; the views are kept by the kernel. */
 export interface Kept {
@@ -17,22 +22,35 @@ export interface Kept {
   view: string | null;
 }
 
+/** What the user set. */
+export interface Choices {
+  /** What is offered to open; empty for the built-in model. */
+  model: string;
+  /** Open it as soon as the sidebar's own kernel is there. */
+  openAtOnce: boolean;
+  /** Show the layer picture in a tab, which has more room. */
+  layersInTab: boolean;
+}
+
 export interface Surroundings {
   trans: TranslationBundle;
-  /** The tag of JupyterLab's language. */
-  language: string;
+  ends: KernelEnds;
+  actions: ViewActions;
+  choices(): Choices;
   /** Notebooks that are open: path and name. */
   notebooks(): { path: string; name: string }[];
   /** The place that a choice of kernel means; null where there is none yet. */
   place(choice: string): Place | null;
   startOwn(): Promise<void>;
-  insert(place: Place, code: string): Promise<void>;
-  openInTab(place: Place, view: ViewFacts): void;
-  save(name: string, html: string): void;
+  openInTab(place: Place, id: string): void;
   keep(kept: Kept): void;
 }
 
 const INSTALL = "%pip install 'gemloupe[builtin]'";
+/** Models that are offered by name; any other, or a folder, may be typed. */
+const MODELS = ["gemma-2-2b", "gemma-2-2b-it", "gemma-2-9b", "gemma-2-9b-it", "gemma-3-270m", "gemma-3-1b-pt"];
+/** Milliseconds after which it is said for how long the model has been reading. */
+const LONG = 3000;
 
 export class Sidebar extends Panel {
   readonly #around: Surroundings;
@@ -42,14 +60,16 @@ export class Sidebar extends Panel {
   #kept: Kept;
   #place: Place | null = null;
   #end: KernelEnd | null = null;
+  #unlisten: () => void = () => undefined;
   #opening: Opening | null = null;
   #asking = new AbortController();
   #loupe: number | null = null;
   /** Whether the user wants to open one more model. */
   #another = false;
   #shown: { id: string; widget: Widget } | null = null;
-  #feature: string | null = null;
   #starting = false;
+  #offered = "";
+  #clock: ReturnType<typeof setInterval> | undefined;
 
   constructor(around: Surroundings, kept: Kept) {
     super();
@@ -74,29 +94,33 @@ export class Sidebar extends Panel {
   override dispose(): void {
     if (this.isDisposed) return;
     this.#asking.abort();
-    this.#end?.dispose();
+    clearInterval(this.#clock);
+    this.#unlisten();
     super.dispose();
+  }
+
+  /** No kernel is asked for anything before somebody looks. */
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    this.follow();
   }
 
   /** The place may be another one now: a notebook was opened, closed or activated. */
   follow(): void {
-    if (this.isDisposed) return;
+    if (this.isDisposed || !this.isVisible) return;
     this.#fillKernels();
     const place = this.#around.place(this.#choice());
     if (place?.context !== this.#place?.context) {
       this.#asking.abort();
-      this.#end?.dispose();
+      this.#unlisten();
+      this.#hideView();
       this.#place = place;
       this.#opening = null;
+      this.#another = false;
       this.#say(null);
-      this.#end = place
-        ? new KernelEnd(
-            place.context,
-            this.#around.language,
-            () => this.#update(),
-            (event) => this.#heard(event),
-          )
-        : null;
+      this.#end = place && this.#around.ends.of(place.context);
+      this.#unlisten =
+        this.#end?.listen({ changed: () => this.#update(), heard: (event) => this.#heard(event) }) ?? (() => undefined);
     }
     this.#update();
   }
@@ -114,16 +138,53 @@ export class Sidebar extends Panel {
     this.#end?.rpc?.call("stop").catch(() => undefined);
   }
 
+  /** The view that is shown. */
+  get subject(): Subject | null {
+    const place = this.#place;
+    return place && this.#shown && { place, id: this.#shown.id, node: this.#shown.widget.node };
+  }
+
+  /** Shows a view of a kernel, also one that a notebook made. The panel is visible already. */
+  async adopt(subject: Subject): Promise<void> {
+    const { notebook } = subject.place;
+    const followed = this.#around.place("follow");
+    const kernel = !notebook ? "own" : followed?.context === subject.place.context ? "follow" : notebook.context.path;
+    this.#keep({ kernel });
+    this.follow();
+    const view = await this.#around.actions.adopt(subject);
+    await this.#end?.refresh();
+    this.#show(view.id);
+  }
+
+  /** Shows the features of a text, once there is a model; until then the text waits in its field. */
+  async look(text: string): Promise<void> {
+    this.#el.prompt.value = text;
+    this.#keep({ prompt: text });
+    this.#update();
+    await this.#make("heatmap", text);
+  }
+
+  #keep(changed: Partial<Kept>): void {
+    this.#kept = { ...this.#kept, ...changed };
+    this.#around.keep(this.#kept);
+  }
+
+  /** What is offered to open, where nothing was typed. */
+  offer(model: string): void {
+    const { name } = this.#el;
+    if (name.value === this.#offered) name.value = model;
+    this.#offered = model;
+  }
+
   focusPrompt(): void {
     const { prompt, kernel } = this.#el;
-    (prompt.disabled ? kernel : prompt).focus();
+    (prompt.offsetParent ? prompt : kernel).focus();
   }
 
   #listen(): void {
     const el = this.#el;
     el.kernel.addEventListener("change", () => {
-      this.#kept = { ...this.#kept, kernel: el.kernel.value };
-      this.#around.keep(this.#kept);
+      this.#keep({ kernel: el.kernel.value });
       this.follow();
     });
     el.model.addEventListener("change", () => {
@@ -131,19 +192,25 @@ export class Sidebar extends Panel {
       this.#loupe = this.#another ? null : Number(el.model.value.slice(6));
       this.#update();
     });
-    el.open.addEventListener("click", () => this.#ask("open", { model: el.name.value.trim() || null }));
+    el.closeModel.addEventListener("click", () => this.#ask("close_loupe", { number: this.#loupe }));
+    el.open.addEventListener("click", () => this.#open());
+    el.name.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") this.#open();
+    });
     el.plan.addEventListener("click", () => this.#showPlan());
+    el.name.addEventListener("input", () => {
+      el.planned.hidden = true;
+    });
     el.giveUp.addEventListener("click", () => this.#ask("give_up"));
     el.prompt.addEventListener("input", () => {
-      this.#kept = { ...this.#kept, prompt: el.prompt.value };
-      this.#around.keep(this.#kept);
+      this.#keep({ prompt: el.prompt.value });
       this.#update();
     });
     el.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
       event.preventDefault();
       event.stopPropagation();
-      this.#make("heatmap", el.prompt.value);
+      this.#make(this.#isFeature() ? "card" : "heatmap", el.prompt.value);
     });
     for (const [method, button] of Object.entries(el.make))
       button.addEventListener("click", () => this.#make(method, el.prompt.value));
@@ -151,15 +218,21 @@ export class Sidebar extends Panel {
       this.#asking.abort();
       this.stop();
     });
-    el.card.addEventListener("click", () => this.#feature && this.#make("card", this.#feature));
-    el.toDesk.addEventListener("click", () => this.#feature && this.#make("steer", this.#feature));
+    const chosen = (method: string) => {
+      const feature = this.#view()?.feature;
+      if (feature) this.#make(method, feature, this.#view()?.loupe);
+    };
+    el.card.addEventListener("click", () => chosen("card"));
+    el.toDesk.addEventListener("click", () => chosen("steer"));
     el.views.addEventListener("change", () => this.#show(el.views.value));
     el.tab.addEventListener("click", () => {
       const view = this.#view();
-      if (view && this.#place) this.#around.openInTab(this.#place, view);
+      if (view && this.#place) this.#around.openInTab(this.#place, view.id);
     });
-    el.cell.addEventListener("click", () => this.#insertCell());
-    el.save.addEventListener("click", () => this.#saveHtml());
+    el.cell.addEventListener("click", () => this.#act((subject) => this.#around.actions.insertCell(subject)));
+    const save = (kind: FileKind) => () => this.#act((subject) => this.#around.actions.save(subject, kind));
+    el.html.addEventListener("click", save("html"));
+    el.png.addEventListener("click", save("png"));
     el.close.addEventListener("click", () => {
       const view = this.#view();
       if (view) this.#ask("close", { id: view.id });
@@ -168,6 +241,10 @@ export class Sidebar extends Panel {
 
   #view(): ViewFacts | undefined {
     return this.#end?.state?.views.find((view) => view.id === this.#shown?.id);
+  }
+
+  #isFeature(): boolean {
+    return parseFeature(this.#el.prompt.value.trim()) !== null;
   }
 
   // ---- asking the kernel
@@ -180,53 +257,82 @@ export class Sidebar extends Panel {
       this.#say(null);
       return value;
     } catch (error) {
-      if (!isAbort(error)) this.#say(error instanceof Error ? error.message : String(error));
+      if (!isAbort(error)) this.#say(wordsOf(error));
       return undefined;
     }
   }
 
-  async #make(method: string, given: string): Promise<void> {
-    const loupe = this.#loupe;
-    if (loupe === null || !this.#end?.rpc || (!given.trim() && method !== "steer")) return;
+  async #act(run: (subject: Subject) => Promise<void>): Promise<void> {
+    const { subject } = this;
+    if (!subject) return;
+    try {
+      await run(subject);
+      this.#say(null);
+    } catch (error) {
+      if (!isAbort(error)) this.#say(wordsOf(error));
+    }
+  }
+
+  #open(): void {
+    if (this.#el.planned.hidden) this.#showPlan();
+    this.#ask("open", { model: this.#el.name.value.trim() || null });
+  }
+
+  async #make(method: string, given: string, of?: number | null): Promise<void> {
+    const loupe = of ?? this.#loupe;
+    const end = this.#end;
+    if (loupe === null || !end?.rpc || (!given.trim() && method !== "steer")) return;
     this.#asking.abort();
     const asking = new AbortController();
     this.#asking = asking;
-    const end = this.#end;
-    this.#el.working.hidden = false;
-    this.#el.stop.disabled = false;
-    const params = { loupe, method, given, prompt: this.#el.prompt.value };
+    this.#work(asking);
+    const params = { loupe, method, given: method === "card" ? given.trim() : given, prompt: this.#text() };
     const view = await this.#ask<ViewFacts>("view", params, asking.signal);
-    if (this.#asking === asking) this.#el.working.hidden = true;
+    if (this.#asking === asking) this.#work(null);
     if (!view || this.isDisposed || end !== this.#end) return;
     await end.refresh().catch(() => undefined);
-    if (this.isDisposed) return;
+    if (this.isDisposed || end !== this.#end) return;
     this.#show(view.id);
-    // The layer picture needs more room than a sidebar has.
-    if (method === "evolution" && this.#place) this.#around.openInTab(this.#place, view);
+    if (method === "evolution" && this.#place && this.#around.choices().layersInTab)
+      this.#around.openInTab(this.#place, view.id);
+  }
+
+  /** The text that goes with a feature: the one typed, unless that is a feature itself. */
+  #text(): string {
+    if (!this.#isFeature()) return this.#el.prompt.value;
+    const view = this.#view();
+    return view && ["heatmap", "table", "evolution", "steer"].includes(view.method) ? view.given : "";
+  }
+
+  /** Says that the model works, and after a while for how long. */
+  #work(asking: AbortController | null): void {
+    const { working, stop } = this.#el;
+    clearInterval(this.#clock);
+    working.hidden = asking === null;
+    if (!asking) {
+      this.#update();
+      return;
+    }
+    const since = performance.now();
+    working.textContent = this.#trans.__("The model is reading…");
+    stop.disabled = false;
+    this.#clock = setInterval(() => {
+      const time = performance.now() - since;
+      if (asking.signal.aborted) this.#work(null);
+      else if (time > LONG)
+        working.textContent = this.#trans.__("The model is reading, for %1 s now.", Math.round(time / 1000));
+    }, 1000);
   }
 
   async #showPlan(): Promise<void> {
+    const { planned } = this.#el;
+    planned.replaceChildren(h("dt", { text: this.#trans.__("What it costs is being estimated…") }));
+    planned.hidden = false;
     const rows = await this.#ask<[string, string][]>("plan", { model: this.#el.name.value.trim() || null });
-    if (!rows) return;
-    this.#el.planned.replaceChildren(
-      ...rows.flatMap(([what, much]) => [h("dt", { text: what }), h("dd", { text: much })]),
+    planned.hidden = !rows;
+    planned.replaceChildren(
+      ...(rows ?? []).flatMap(([what, much]) => [h("dt", { text: what }), h("dd", { text: much })]),
     );
-    this.#el.planned.hidden = false;
-  }
-
-  async #insertCell(): Promise<void> {
-    const view = this.#view();
-    const place = this.#place;
-    if (!view || !place) return;
-    const code = await this.#ask<string>("code", { id: view.id });
-    if (code !== undefined) await this.#around.insert(place, code);
-  }
-
-  async #saveHtml(): Promise<void> {
-    const view = this.#view();
-    if (!view) return;
-    const html = await this.#ask<string>("html", { id: view.id });
-    if (html !== undefined) this.#around.save(`gemloupe-${view.method}.html`, html);
   }
 
   #heard(event: LabEvent): void {
@@ -238,13 +344,12 @@ export class Sidebar extends Panel {
       if (event.state === "cancelled") this.#say(this.#trans.__("Opening was cancelled."));
       if (this.#end?.state) this.#end.state.opening = null;
       if (event.state === "opened") this.#another = false;
+      this.#el.planned.hidden = true;
     }
     if (event.event === "selection") {
-      if (event.id === this.#shown?.id) this.#feature = typeof event.feature === "string" ? event.feature : null;
-      this.#update();
-      return;
+      const view = this.#end?.state?.views.find((one) => one.id === event.id);
+      if (view) view.feature = typeof event.feature === "string" ? event.feature : null;
     }
-    if (event.event !== "opening") this.#end?.refresh().catch(() => undefined);
     this.#update();
   }
 
@@ -283,22 +388,24 @@ export class Sidebar extends Panel {
     const joined = (standing === "ready" || standing === "busy") && !!rpc && !!state;
     this.node.dataset.standing = standing;
     this.#showStanding(standing);
-    this.#opening = this.#opening ?? state?.opening ?? null;
-    if (!joined) this.#opening = null;
+    this.#opening = joined ? (this.#opening ?? state.opening ?? null) : null;
     this.#showModels(joined);
     const loupe = state?.loupes.find((one) => one.number === this.#loupe);
     const el = this.#el;
-    el.prompt.disabled = !loupe;
-    el.reading.hidden = !joined;
+    el.reading.hidden = !joined || !loupe;
+    const text = el.prompt.value.trim();
     for (const [method, button] of Object.entries(el.make)) {
       button.hidden = !!loupe && !loupe.methods.includes(method);
-      button.disabled = !loupe || (!el.prompt.value.trim() && method !== "steer");
+      button.disabled = !loupe || (method === "card" ? !this.#isFeature() : !text && method !== "steer");
     }
-    if (!joined) el.working.hidden = true;
+    if (!joined && !el.working.hidden) {
+      clearInterval(this.#clock);
+      el.working.hidden = true;
+    }
     const views = state?.views ?? [];
     el.stop.disabled = !joined || (views.length === 0 && el.working.hidden !== false);
     const wanted = views.find((view) => view.id === this.#kept.view) ?? views.at(-1);
-    if (!joined || !wanted) this.#hideView();
+    if (!state || !wanted) this.#hideView();
     else if (this.#shown?.id !== wanted.id) this.#show(wanted.id);
     el.viewBar.hidden = !this.#shown;
     fill(
@@ -306,14 +413,19 @@ export class Sidebar extends Panel {
       views.map((view): [string, string] => [view.id, this.#titleOf(view)]),
       this.#shown?.id ?? "",
     );
-    el.chosen.hidden = !this.#shown || !this.#feature || !loupe;
-    el.feature.textContent = this.#feature ?? "";
+    const view = this.#view();
+    el.chosen.hidden = !view?.feature || view.loupe === null;
+    el.feature.textContent = view?.feature ?? "";
+    el.card.hidden = view?.method === "card";
+    el.close.title =
+      view?.own === false
+        ? this.#trans.__("Take it off the panel; the notebook keeps it")
+        : this.#trans.__("Close this view");
   }
 
   #titleOf(view: ViewFacts): string {
-    const names = titles(this.#trans);
-    const given = view.given.length > 32 ? `${view.given.slice(0, 31)}…` : view.given;
-    return `${names[view.method] ?? view.method}${given ? `: ${given}` : ""}`;
+    const title = titleOf(this.#trans, view);
+    return view.own ? title : this.#trans.__("%1 (the notebook's)", title);
   }
 
   #showModels(joined: boolean): void {
@@ -324,19 +436,24 @@ export class Sidebar extends Panel {
       this.#loupe = loupes.at(-1)?.number ?? null;
     const options = loupes.map((one): [string, string] => [
       `loupe:${one.number}`,
-      trans.__("%1 on %2, %3 sites (running)", one.model, one.device, one.sites),
+      trans.__("%1 · %2", one.model, one.device),
     ]);
     fill(el.model, [...options, ["open", trans.__("Open a model…")]], this.#loupe ? `loupe:${this.#loupe}` : "open");
     el.modelRow.hidden = !joined;
+    el.modelField.hidden = loupes.length === 0;
+    el.closeModel.hidden = !loupes.some((one) => one.mine && one.number === this.#loupe);
     const opening = this.#opening;
     el.openRow.hidden = !joined || this.#loupe !== null || opening !== null;
-    if (el.openRow.hidden) el.planned.hidden = true;
+    if (!joined || (el.openRow.hidden && !opening)) el.planned.hidden = true;
     el.progress.hidden = !joined || opening === null;
     if (!opening) return;
     const name = opening.model ?? trans.__("the built-in model");
-    el.progressText.textContent = opening.what
-      ? trans.__("Opening %1: %2", name, opening.what)
-      : trans.__("Opening %1", name);
+    el.giveUp.disabled = opening.cancelling === true;
+    if (opening.cancelling) el.progressText.textContent = trans.__("Opening %1 ends at its next step.", name);
+    else
+      el.progressText.textContent = opening.what
+        ? trans.__("Opening %1: %2", name, opening.what)
+        : trans.__("Opening %1", name);
     if (opening.share === null) el.bar.removeAttribute("value");
     else el.bar.value = opening.share;
   }
@@ -344,56 +461,50 @@ export class Sidebar extends Panel {
   #showStanding(standing: Standing): void {
     const trans = this.#trans;
     const el = this.#el;
-    const own = this.#kept.kernel === "own";
-    const words: Record<Standing, string> = {
-      none: this.#starting
+    el.standing.textContent =
+      this.#starting && standing === "none"
         ? trans.__("A kernel is being started.")
-        : own || !this.#place
-          ? trans.__("There is no kernel. Open a notebook, or start a kernel for the sidebar alone.")
-          : trans.__("The notebook has no kernel."),
-      starting: trans.__("The kernel is starting."),
-      joining: trans.__("The sidebar is connecting to the kernel."),
-      ready: trans.__("The kernel is ready."),
-      busy: trans.__("The kernel runs a cell. The sidebar still answers."),
-      waiting: trans.__("The kernel has not answered yet: it is busy, and answers when its cell has ended."),
-      restarting: trans.__("The kernel is restarting. Its models and views are gone."),
-      dead: trans.__("The kernel is dead."),
-      offline: trans.__("The connection to the kernel is lost. JupyterLab tries to get it back."),
-      language: trans.__("This kernel speaks %1. Gemloupe needs a Python kernel.", this.#end?.language ?? ""),
-      missing: trans.__("Gemloupe is not installed in this kernel. Install it with:"),
-      old: trans.__(
-        "The kernel's gemloupe is of another version than the sidebar's. Update it, then restart the kernel:",
-      ),
-      failed: trans.__("The kernel could not be asked: %1", this.#end?.fault ?? ""),
-    };
-    el.standing.textContent = words[standing];
+        : standingWords(trans, standing, {
+            notebook: !!this.#place?.notebook,
+            language: this.#end?.language ?? "",
+            fault: this.#end?.fault ?? "",
+          });
     el.command.textContent = INSTALL;
     el.command.hidden = standing !== "missing" && standing !== "old";
-    const session = this.#place?.context;
-    const startOwn: Action = [trans.__("Start a kernel"), () => this.#startOwn()];
+    // Which place is meant is only known when a button is pressed.
+    const session = () => this.#place?.context;
     const again: Action = [trans.__("Try again"), () => this.#end?.again()];
-    const restart: Action = [trans.__("Restart the kernel"), () => session?.restartKernel()];
-    const choose: Action = [trans.__("Use a kernel of its own"), () => this.#startOwn()];
-    const place = this.#place;
+    const restart: Action = [trans.__("Restart the kernel"), () => session()?.restartKernel()];
+    const own: Action = [trans.__("Use a kernel of its own"), () => this.#startOwn()];
+    const theirs: Action = [trans.__("Start the notebook's kernel"), () => session()?.startKernel()];
+    const insert: Action = [
+      trans.__("Insert as cell"),
+      () => this.#place && this.#around.actions.insert(this.#place, INSTALL),
+    ];
     const actions: Partial<Record<Standing, Action[]>> = {
-      none: this.#starting ? [] : [startOwn],
-      waiting: [[trans.__("Interrupt the cell"), () => session?.session?.kernel?.interrupt()], choose],
-      dead: [restart, choose],
-      offline: [[trans.__("Reconnect"), () => session?.session?.kernel?.reconnect()]],
-      language: [choose],
-      missing: place ? [[trans.__("Insert as cell"), () => this.#around.insert(place, INSTALL)], again] : [again],
-      old: [again, restart],
-      failed: [again],
+      none: this.#place?.notebook ? [theirs, own] : [[trans.__("Start a kernel"), () => this.#startOwn()]],
+      waiting: [[trans.__("Interrupt the cell"), () => session()?.session?.kernel?.interrupt()], own],
+      dead: [restart, own],
+      offline: [[trans.__("Reconnect"), () => session()?.session?.kernel?.reconnect()]],
+      language: [own],
+      missing: [insert, again, own],
+      old: [insert, restart, again],
+      failed: [again, restart],
     };
-    const wanted = actions[standing] ?? [];
+    const wanted = this.#starting ? [] : (actions[standing] ?? []);
     const names = wanted.map(([name]) => name).join("|");
     if (el.actions.dataset.names === names) return;
     el.actions.dataset.names = names;
     el.actions.replaceChildren(
       ...wanted.map(([name, run]) => {
         const button = h("button", { class: "gl-lab-button", text: name, attrs: { type: "button" } });
-        button.addEventListener("click", () => {
-          Promise.resolve(run()).catch((error) => this.#say(String(error?.message ?? error)));
+        button.addEventListener("click", async () => {
+          try {
+            await run();
+            this.#say(null);
+          } catch (error) {
+            this.#say(wordsOf(error));
+          }
         });
         return button;
       }),
@@ -401,27 +512,27 @@ export class Sidebar extends Panel {
   }
 
   async #startOwn(): Promise<void> {
-    this.#kept = { ...this.#kept, kernel: "own" };
-    this.#around.keep(this.#kept);
+    this.#keep({ kernel: "own" });
     this.#starting = true;
     this.follow();
     try {
       await this.#around.startOwn();
       this.#say(null);
     } catch (error) {
-      this.#say(
-        this.#trans.__("No kernel could be started: %1", error instanceof Error ? error.message : String(error)),
-      );
+      this.#say(this.#trans.__("No kernel could be started: %1", wordsOf(error)));
+      return;
     } finally {
       this.#starting = false;
       this.follow();
     }
+    if (!this.#around.choices().openAtOnce || !this.#end) return;
+    await this.#end.joined();
+    if (!this.isDisposed && this.#end?.state?.loupes.length === 0) this.#open();
   }
 
   #hideView(): void {
     this.#shown?.widget.dispose();
     this.#shown = null;
-    this.#feature = null;
   }
 
   #show(id: string): void {
@@ -433,26 +544,15 @@ export class Sidebar extends Panel {
       this.#body.addWidget(widget);
       this.#shown = { id, widget };
     }
-    if (this.#kept.view !== id) {
-      this.#kept = { ...this.#kept, view: id };
-      this.#around.keep(this.#kept);
-    }
+    if (this.#kept.view !== id) this.#keep({ view: id });
     this.#update();
   }
 }
 
 type Action = [name: string, run: () => unknown];
 
-/** What the views are called. */
-export function titles(trans: TranslationBundle): Record<string, string> {
-  return {
-    heatmap: trans.__("Tokens"),
-    table: trans.__("Table"),
-    steer: trans.__("Steering"),
-    evolution: trans.__("Layers"),
-    search: trans.__("Search"),
-    card: trans.__("Feature"),
-  };
+function wordsOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 /** Fills a select, and leaves it alone where nothing changed, so that an open list stays open. */
@@ -469,46 +569,53 @@ function parts(trans: TranslationBundle) {
   const button = (text: string, caption?: string) =>
     h("button", { class: "gl-lab-button", text, attrs: { type: "button", title: caption } });
   const label = (text: string, field: HTMLElement) => h("label", { class: "gl-lab-field" }, h("span", { text }), field);
+  const row = (...children: HTMLElement[]) => h("div", { class: "gl-lab-row" }, ...children);
   const kernel = h("select", {});
   const standing = h("p", { class: "gl-lab-standing", attrs: { role: "status" } });
   const command = h("code", { class: "gl-lab-command" });
   const actions = h("div", { class: "gl-lab-row" });
   const model = h("select", {});
+  const closeModel = button("×", trans.__("Close the model and free its memory"));
+  closeModel.setAttribute("aria-label", trans.__("Close the model"));
+  const modelField = h("div", { class: "gl-lab-beside" }, label(trans.__("Model"), model), closeModel);
+  const known = h(
+    "datalist",
+    { attrs: { id: freshId("models") } },
+    ...MODELS.map((value) => h("option", { attrs: { value } })),
+  );
   const name = h("input", {
-    attrs: { type: "text", placeholder: trans.__("built-in, or gemma-2-2b, or a folder"), spellcheck: "false" },
+    attrs: {
+      type: "text",
+      placeholder: trans.__("built-in (or a name, or a folder)"),
+      spellcheck: "false",
+      list: known.id,
+    },
   });
   const open = button(trans.__("Open"));
-  const plan = button(trans.__("What it costs"));
+  open.classList.add("gl-lab-first");
+  const plan = button(trans.__("What it costs"), trans.__("Memory, disk and download, before anything is loaded"));
   const planned = h("dl", { class: "gl-lab-plan" });
   planned.hidden = true;
-  const openRow = h("div", {}, label(trans.__("Model to open"), name), h("div", { class: "gl-lab-row" }, open, plan));
+  const openRow = h("div", {}, label(trans.__("Model to open"), name), known, row(open, plan));
   const progressText = h("span", { attrs: { role: "status" } });
   const bar = h("progress", { attrs: { max: 1, "aria-label": trans.__("Opening the model") } });
   const giveUp = button(trans.__("Cancel"));
   const progress = h("div", { class: "gl-lab-progress" }, progressText, bar, giveUp);
-  const modelRow = h("div", {}, label(trans.__("Model"), model), openRow, planned, progress);
-  const prompt = h("textarea", { attrs: { rows: 3, placeholder: trans.__("A text to look into") } });
+  const modelRow = h("div", {}, modelField, openRow, progress, planned);
+  const prompt = h("textarea", { attrs: { rows: 3, placeholder: trans.__("A text to look into"), dir: "auto" } });
   const names = titles(trans);
   const make: Record<string, HTMLButtonElement> = {
     heatmap: button(names.heatmap, trans.__("Show the features of every token (Ctrl Enter)")),
     table: button(names.table, trans.__("List the features of the text")),
     steer: button(names.steer, trans.__("Continue the text with features turned up or down")),
-    evolution: button(names.evolution, trans.__("Show how features change from layer to layer, in a tab")),
-    search: button(names.search, trans.__("Find features by words")),
+    evolution: button(names.evolution, trans.__("Show how features change from layer to layer")),
+    search: button(names.search, trans.__("Find features by these words")),
+    card: button(names.card, trans.__("Show what a feature means: write its name as the text, like res.12/834")),
   };
   const stop = button(trans.__("Stop"), trans.__("Stop what runs"));
-  const working = h("span", {
-    class: "gl-lab-working",
-    text: trans.__("The model is reading…"),
-    attrs: { role: "status" },
-  });
+  const working = h("span", { class: "gl-lab-working", attrs: { role: "status" } });
   working.hidden = true;
-  const reading = h(
-    "div",
-    {},
-    label(trans.__("Text"), prompt),
-    h("div", { class: "gl-lab-row" }, ...Object.values(make), stop, working),
-  );
+  const reading = h("div", {}, label(trans.__("Text"), prompt), row(...Object.values(make), stop), working);
   const problem = h("p", { class: "gl-lab-problem", attrs: { role: "alert" } });
   problem.hidden = true;
   const feature = h("code", {});
@@ -516,27 +623,27 @@ function parts(trans: TranslationBundle) {
   const toDesk = button(trans.__("Add to steering"));
   const chosen = h("div", { class: "gl-lab-row gl-lab-chosen" }, feature, card, toDesk);
   const views = h("select", { attrs: { "aria-label": trans.__("View") } });
-  const tab = button(trans.__("Open in a tab"));
+  const tab = button(trans.__("Tab"), trans.__("Open this view in a tab of its own"));
   const cell = button(trans.__("Insert as cell"), trans.__("A cell that makes exactly this view"));
-  const save = button(trans.__("Save as HTML"));
-  const close = button(trans.__("Close"), trans.__("Close this view"));
-  const viewBar = h("div", {}, views, h("div", { class: "gl-lab-row" }, tab, cell, save, close));
+  const html = button(trans.__("HTML"), trans.__("Save as a page that needs no kernel and no network"));
+  const png = button(trans.__("PNG"), trans.__("Save as a picture"));
+  const close = button("×", trans.__("Close this view"));
+  close.setAttribute("aria-label", trans.__("Close this view"));
+  const viewBar = h(
+    "div",
+    { class: "gl-lab-view" },
+    h("div", { class: "gl-lab-beside" }, views, close),
+    row(cell, tab, html, png),
+  );
   const head = h(
     "div",
     { class: "gl-lab-head" },
     label(trans.__("Kernel"), kernel),
-    standing,
-    command,
-    actions,
-    modelRow,
-    reading,
-    problem,
-    viewBar,
-    chosen,
+    ...[standing, command, actions, modelRow, reading, problem, viewBar, chosen],
   );
   return {
-    ...{ head, kernel, standing, command, actions, modelRow, model, openRow, name, open, plan, planned },
-    ...{ progress, progressText, bar, giveUp, reading, prompt, make, stop, working, problem },
-    ...{ chosen, feature, card, toDesk, viewBar, views, tab, cell, save, close },
+    ...{ head, kernel, standing, command, actions, modelRow, model, modelField, closeModel, openRow, name, open },
+    ...{ plan, planned, progress, progressText, bar, giveUp, reading, prompt, make, stop, working, problem },
+    ...{ chosen, feature, card, toDesk, viewBar, views, tab, cell, html, png, close },
   };
 }

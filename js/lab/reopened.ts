@@ -5,43 +5,14 @@
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/application";
 import { INotebookTracker, type NotebookPanel } from "@jupyterlab/notebook";
-import type { IRenderMime } from "@jupyterlab/rendermime";
-import { Panel } from "@lumino/widgets";
+import { hasTwin, outputAt } from "./outputs";
 
-const WIDGET_VIEW = "application/vnd.jupyter.widget-view+json";
-const TWIN = "data-gemloupe-static";
 /** The widget renderer gives itself this class when it fails; one that shows a widget has a child instead. */
 const FAILED = ".jp-OutputArea-output.jupyter-widgets";
 
-interface Output extends IRenderMime.IMimeModel {
-  toJSON(): unknown;
-}
-
-/** The cell output that a node shows, and the Lumino panel that drew it. */
-function outputAt(notebook: NotebookPanel, node: Element): { output: Output; panel: Panel } | null {
-  for (const cell of notebook.content.widgets) {
-    if (!cell.node.contains(node) || !("outputArea" in cell)) continue;
-    const { outputArea } = cell as unknown as {
-      outputArea: { widgets: readonly Panel[]; model: { get(index: number): Output; length: number } };
-    };
-    const place = outputArea.widgets.findIndex((widget) => widget.node.contains(node));
-    if (place < 0 || place >= outputArea.model.length) return null;
-    const parts = [outputArea.widgets[place], ...outputArea.widgets[place].children()];
-    const panel = parts.find((widget) => widget.node === node);
-    return panel instanceof Panel ? { output: outputArea.model.get(place), panel } : null;
-  }
-  return null;
-}
-
-function twinOf(output: Output): boolean {
-  const html = output.data["text/html"];
-  const text = Array.isArray(html) ? html.join("") : html;
-  return WIDGET_VIEW in output.data && typeof text === "string" && text.includes(TWIN);
-}
-
 async function showTwin(notebook: NotebookPanel, node: Element): Promise<void> {
   const found = outputAt(notebook, node);
-  if (!found || found.panel.widgets.length || !twinOf(found.output)) return;
+  if (!found || found.panel.widgets.length || !hasTwin(found.output)) return;
   const { output, panel } = found;
   panel.node.textContent = "";
   panel.removeClass("jupyter-widgets");

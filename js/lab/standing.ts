@@ -45,3 +45,8 @@ export function faultOf(name: string, value: string): "missing" | "old" | "faile
   if (name !== "ModuleNotFoundError") return "failed";
   return /'gemloupe\.lab'/.test(value) ? "old" : /'gemloupe'/.test(value) ? "missing" : "failed";
 }
+
+/** Whether a kernel that stands so will not be joined by waiting: something must be done first. */
+export function hopeless(standing: Standing): boolean {
+  return ["none", "dead", "language", "missing", "old", "failed"].includes(standing);
+}

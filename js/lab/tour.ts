@@ -1,81 +1,73 @@
-/** Opens the tour: the notebook to start with. */
+/** The tour: the notebook to start with. It comes with the extension, so that it opens in any folder. */
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from "@jupyterlab/application";
 import { ICommandPalette, Notification } from "@jupyterlab/apputils";
+import { IDefaultFileBrowser } from "@jupyterlab/filebrowser";
 import { ILauncher } from "@jupyterlab/launcher";
+import type { Contents } from "@jupyterlab/services";
 import { ISettingRegistry } from "@jupyterlab/settingregistry";
 import { ITranslator } from "@jupyterlab/translation";
+import notebook from "../../notebooks/tour.ipynb";
 import { gemloupeIcon } from "./icon";
+import { CATEGORY, PLUGIN } from "./plugin-id";
+import { followSettings } from "./settings";
 import { bundleOf, translateSettings } from "./translate";
 
-export const OPEN_TOUR = "gemloupe:open-tour";
-const ID = "gemloupe:plugin";
-const CATEGORY = "Gemloupe";
-/** Where the tour may lie, below the folder the server was started in. */
-const PLACES = ["notebooks/tour.ipynb", "tour.ipynb"];
+export const NEW_TOUR = "gemloupe:new-tour";
+const NAME = "Gemloupe tour";
 
-async function findTour(app: JupyterFrontEnd): Promise<string | undefined> {
-  for (const path of PLACES) {
-    const found = await app.serviceManager.contents.get(path, { content: false }).catch(() => null);
-    if (found) return path;
-  }
-  return undefined;
-}
-
-function keepLauncherCard(launcher: ILauncher, settings: ISettingRegistry.ISettings | null): void {
-  let card: { dispose(): void } | null = null;
-  const follow = () => {
-    const wanted = settings?.composite.showLauncherCard !== false;
-    if (wanted) card ??= launcher.add({ command: OPEN_TOUR, category: CATEGORY, rank: 1 });
-    else {
-      card?.dispose();
-      card = null;
-    }
-  };
-  settings?.changed.connect(follow);
-  follow();
+/** Writes the tour into a folder under a name that is free there; returns its path. */
+async function writeTour(contents: Contents.IManager, folder: string): Promise<string> {
+  const names = new Set(((await contents.get(folder)).content as Contents.IModel[]).map(({ name }) => name));
+  let name = `${NAME}.ipynb`;
+  for (let i = 2; names.has(name); i++) name = `${NAME} ${i}.ipynb`;
+  const path = folder ? `${folder}/${name}` : name;
+  await contents.save(path, { type: "notebook", format: "json", content: notebook });
+  return path;
 }
 
 export const tour: JupyterFrontEndPlugin<void> = {
-  id: ID,
-  description: "Opens the tour of gemloupe.",
+  id: PLUGIN,
+  description: "Makes a notebook with the tour of gemloupe.",
   autoStart: true,
-  optional: [ICommandPalette, ILauncher, ISettingRegistry, ITranslator],
-  activate: async (
+  optional: [ICommandPalette, ILauncher, ISettingRegistry, IDefaultFileBrowser, ITranslator],
+  activate: (
     app: JupyterFrontEnd,
     palette: ICommandPalette | null,
     launcher: ILauncher | null,
     registry: ISettingRegistry | null,
+    browser: IDefaultFileBrowser | null,
     translator: ITranslator | null,
   ) => {
     const trans = bundleOf(translator);
-    if (registry) translateSettings(registry, ID, trans);
-    app.commands.addCommand(OPEN_TOUR, {
-      label: (args) => (args.isPalette ? trans.__("Gemloupe: open the tour") : trans.__("Tour")),
-      caption: trans.__("Open the tour of gemloupe"),
-      icon: gemloupeIcon,
-      execute: async () => {
-        const path = await findTour(app);
-        if (path !== undefined) return app.commands.execute("docmanager:open", { path });
-        // JupyterLab cuts a notification off after 140 characters.
-        Notification.warning(
-          trans.__(
-            "No tour here: %1 is missing. Start JupyterLab in the gemloupe folder, or copy its notebooks here.",
-            PLACES[0],
-          ),
-          { autoClose: false },
-        );
-        return undefined;
+    if (registry) translateSettings(registry, PLUGIN, trans);
+    app.commands.addCommand(NEW_TOUR, {
+      label: (args) => {
+        if (args.isPalette) return trans.__("Gemloupe: new notebook with the tour");
+        return args.isMenu ? trans.__("Gemloupe Tour Notebook") : trans.__("Tour");
+      },
+      caption: trans.__("A new notebook with the tour of gemloupe"),
+      icon: (args) => (args.isPalette ? undefined : gemloupeIcon),
+      execute: async (args) => {
+        const folder = typeof args.cwd === "string" ? args.cwd : (browser?.model.path ?? "");
+        try {
+          const path = await writeTour(app.serviceManager.contents, folder);
+          return await app.commands.execute("docmanager:open", { path });
+        } catch (error) {
+          const words = error instanceof Error ? error.message : String(error);
+          Notification.error(trans.__("The tour could not be written here: %1", words).slice(0, 140));
+          return undefined;
+        }
       },
     });
-    palette?.addItem({ command: OPEN_TOUR, category: CATEGORY, args: { isPalette: true } });
-    if (!launcher) return;
-    const settings = registry
-      ? await registry.load(ID).catch((error) => {
-          console.error("gemloupe: settings could not be read", error);
-          return null;
-        })
-      : null;
-    keepLauncherCard(launcher, settings);
+    palette?.addItem({ command: NEW_TOUR, category: CATEGORY, args: { isPalette: true } });
+    let card: { dispose(): void } | null = null;
+    void followSettings(registry, PLUGIN, ({ showLauncherCard }) => {
+      if (showLauncherCard) card ??= launcher?.add({ command: NEW_TOUR, category: CATEGORY, rank: 1 }) ?? null;
+      else {
+        card?.dispose();
+        card = null;
+      }
+    });
   },
 };

@@ -435,6 +435,10 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
         "{model} is being opened in this kernel. Wait for it, or cancel it, before another is opened.",
     ),
     "loupe-gone": (KeyError, "Loupe {number} of this kernel is closed. Choose another one, or open the model again."),
+    "loupe-of-notebook": (
+        ValueError,
+        "Loupe {number} was opened by a cell, which may use it still. Close it there: loupe.close().",
+    ),
     "view-unknown": (ValueError, "{given!r} is no view that can be made here. There are: {known}."),
     "view-gone": (KeyError, "This view is closed in the kernel. Make it again."),
     "language-unknown": (
@@ -443,7 +447,11 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     ),
     "cell-not-possible": (
         ValueError,
-        "This loupe was opened with objects that a cell cannot name ({given}). Open it with names or folders instead.",
+        "This was made with objects that a cell cannot name ({given}). Use names, folders or texts instead.",
+    ),
+    "cell-no-loupe": (
+        ValueError,
+        "No loupe made this view, so no cell can make it again. Make it with one: loupe.heatmap(…), loupe.steer(…).",
     ),
     "not-local": (
         RuntimeError,

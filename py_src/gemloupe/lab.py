@@ -18,10 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .edits import clamp
-from .errors import refuse
+from .errors import Refusal, refuse
 from .feature import FeatureId
 from .loupe import Loupe, running
+from .trace import Trace
+from .widgets.feature_card import FeatureCard
+from .widgets.latest import Task
+from .widgets.layer_evolution import LayerEvolution
 from .widgets.live import LiveWidget, alive, keep_subshell, watch
+from .widgets.origin import lines_of, literal
 from .widgets.trace_view import TraceView
 from .wire.rpc import Calls
 from .words import follow, here, say
@@ -38,17 +43,39 @@ class _GivenUp(Exception):
     """Raised inside an opening that the user cancelled."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class View:
-    """One widget that the sidebar made: what was asked of which loupe."""
+    """A widget that sidebars show: one they made, or, where not `own`, one of a notebook."""
 
     widget: LiveWidget
-    loupe: Loupe
-    method: str
-    given: str
+    own: bool = True
+
+    @property
+    def loupe(self) -> Loupe | None:
+        return None if self.widget.origin is None else self.widget.origin.loupe
+
+    @property
+    def method(self) -> str:
+        """The loupe's method, or the widget's own name where no loupe made it."""
+        return self.widget._name if self.widget.origin is None else self.widget.origin.method
 
     def wire(self) -> dict[str, Any]:
-        return {"id": self.widget.model_id, "method": self.method, "given": self.given, "loupe": self.loupe.number}
+        widget: Any = self.widget
+        match self.method:
+            case "steer":
+                given = widget.prompt
+            case "card":
+                given = str(widget.feature)
+            case _:
+                given = "" if widget.origin is None else widget.origin.said
+        return {
+            "id": widget.model_id,
+            "method": self.method,
+            "given": given,
+            "loupe": None if self.loupe is None else self.loupe.number,
+            "own": self.own,
+            "feature": _feature_of(widget),
+        }
 
 
 class Lab:
@@ -58,6 +85,7 @@ class Lab:
         self._opener = opener
         self._ends: dict[Any, Callable[[dict[str, Any]], None]] = {}
         self._views: dict[str, View] = {}
+        self._making: set[Task] = set()
         self._lock = threading.RLock()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="gemloupe-lab")
         self._opening: dict[str, Any] | None = None
@@ -86,12 +114,14 @@ class Lab:
             "plan": self.plan,
             "open": self.open,
             "give_up": self.give_up,
+            "close_loupe": self.close_loupe,
             "view": self.view,
+            "look": self.look,
+            "adopt": self.adopt,
             "close": self.close,
             "code": self.code,
             "html": self.html,
             "stop": self.stop,
-            "widgets": self.widgets,
         }
 
     def tell(self, event: str, **facts: Any) -> None:
@@ -109,7 +139,9 @@ class Lab:
         """Loupes, views and the opening that goes on."""
         from . import __version__
 
+        here = set(alive())
         with self._lock:
+            self._views = {ident: view for ident, view in self._views.items() if view.widget in here}
             views = [view.wire() for view in self._views.values()]
         return {
             "protocol": PROTOCOL,
@@ -118,15 +150,6 @@ class Lab:
             "views": views,
             "opening": self._opening,
         }
-
-    def widgets(self) -> list[dict[str, Any]]:
-        """Every widget of gemloupe in this kernel, those of notebooks too."""
-        mine = self._views
-        return [
-            {"id": widget.model_id, "method": type(widget).__name__, "mine": widget.model_id in mine}
-            for widget in alive()
-            if widget.model_id is not None
-        ]
 
     # ---- opening a model
 
@@ -148,14 +171,32 @@ class Lab:
 
     def give_up(self) -> None:
         """Cancel the opening that goes on: it ends at its next report, and at the latest when the model is there."""
-        self._given_up.set()
+        with self._lock:
+            self._given_up.set()
+            if self._opening is None:
+                return
+            self._opening = now = {**self._opening, "cancelling": True}
+        self.tell("opening", **now)
+
+    def close_loupe(self, number: int) -> None:
+        """Close a loupe that a sidebar opened, and free its memory. Its views close too."""
+        loupe = self._loupe(number)
+        if loupe not in _kept:
+            raise refuse("loupe-of-notebook", number=number)
+        for ident, view in list(self._views.items()):
+            if view.loupe is loupe:
+                self.close(ident)
+        _kept.remove(loupe)
+        loupe.close()
+        self.tell("views")
 
     def _open(self, model: str | None, given_up: threading.Event) -> None:
         def report(what: str, share: float | None = None, *_: Any) -> None:
-            if given_up.is_set():
-                raise _GivenUp
-            self._opening = {"model": model, "what": what, "share": share}
-            self.tell("opening", **self._opening)
+            with self._lock:
+                if given_up.is_set():
+                    raise _GivenUp
+                self._opening = now = {"model": model, "what": what, "share": share}
+            self.tell("opening", **now)
 
         end: dict[str, Any] = {"state": "opened"}
         try:
@@ -173,55 +214,83 @@ class Lab:
             _log.info("opening %r failed", model, exc_info=True)
             end = {"state": "failed", "error": str(error) or type(error).__name__}
         finally:
-            self._opening = None
+            with self._lock:
+                self._opening = None
         self.tell("opened", model=model, **end)
 
     # ---- views
 
+    def _loupe(self, number: int) -> Loupe:
+        one = next((open for open in running() if open.number == number), None)
+        if one is None:
+            raise refuse("loupe-gone", number=number)
+        return one
+
     def view(self, loupe: int, method: str, given: str = "", prompt: str = "") -> dict[str, Any]:
         """Make a view: `method` of a loupe on `given` (a text, words, or a feature). Returns it as `View.wire`.
 
-        A feature given to 'steer' goes to the desk that is open for this loupe, else to a new one on `prompt`.
+        A feature given to 'steer' goes to the desk that is open for this loupe, else to a new one on `prompt`. `stop`
+        ends it while the model reads: it is then refused as 'cancelled'.
         """
-        one = next((open for open in running() if open.number == loupe), None)
-        if one is None:
-            raise refuse("loupe-gone", number=loupe)
+        from .engine.job import followed
+
+        one = self._loupe(loupe)
         if method not in METHODS or not hasattr(one, method):
             raise refuse("view-unknown", given=method, known=", ".join(m for m in METHODS if hasattr(one, m)))
         if method == "steer" and _is_feature(given):
             edit = clamp(given, 1.0)
-            desk = next((v for v in self._views.values() if v.method == "steer" and v.loupe is one), None)
-            if desk is not None:
-                widget: Any = desk.widget
+            desks = [v for v in self._views.values() if v.method == "steer" and v.loupe is one]
+            if desks:
+                widget: Any = desks[-1].widget
                 if edit.feature not in [known.feature for known in widget.edits]:
                     widget.edits = (*widget.edits, edit)
-                return desk.wire()
+                return desks[-1].wire()
             made: Any = one.steer(prompt, [edit])
-            given = prompt
         else:
-            made = getattr(one, method)(given)
-        view = View(made, one, method, given)
+            task = Task(lambda _task: None)
+            self._making.add(task)
+            try:
+                with followed(task.follow):
+                    made = one.card(given, text=prompt or None) if method == "card" else getattr(one, method)(given)
+            finally:
+                self._making.discard(task)
+        return self._show(View(made))
+
+    def look(self, id: str) -> dict[str, Any]:
+        """What is known of a widget of this kernel, a sidebar's or a notebook's, as `View.wire`."""
+        return self._views[id].wire() if id in self._views else View(self._widget(id), own=False).wire()
+
+    def adopt(self, id: str) -> dict[str, Any]:
+        """Show a widget of a notebook among the sidebar's views, too. Returns it as `View.wire`."""
+        return self._views[id].wire() if id in self._views else self._show(View(self._widget(id), own=False))
+
+    def _show(self, view: View) -> dict[str, Any]:
         with self._lock:
-            self._views[made.model_id] = view
+            self._views[view.widget.model_id] = view
         self.tell("views")
         return view.wire()
 
-    def _view(self, ident: str) -> View:
-        view = self._views.get(ident)
-        if view is None:
+    def _widget(self, ident: str) -> LiveWidget:
+        """A widget of this kernel, a sidebar's or a notebook's."""
+        found = next((widget for widget in alive() if widget.model_id == ident), None)
+        if found is None:
             raise refuse("view-gone")
-        return view
+        return found
 
     def close(self, id: str) -> None:
-        """Close a view that the sidebar made."""
+        """Take a view away from the sidebars. A widget that a notebook made goes on there."""
         with self._lock:
             view = self._views.pop(id, None)
-        if view is not None:
+        if view is None:
+            return
+        if view.own:
             view.widget.close()
-            self.tell("views")
+        self.tell("views")
 
     def stop(self) -> None:
-        """Stop what runs in the sidebar's views."""
+        """Stop what runs for the sidebars: what is being read, and what their views do."""
+        for task in list(self._making):
+            task.cancel()
         for view in list(self._views.values()):
             stop = getattr(view.widget, "stop", None)
             if callable(stop):
@@ -229,55 +298,60 @@ class Lab:
 
     def code(self, id: str) -> str:
         """The cell that makes the view again as it stands, with the digests of model and SAEs it was made with."""
-        return code_of(self._view(id))
+        return code_of(self._widget(id))
 
     def html(self, id: str) -> str:
         """A widget of this kernel, the sidebar's or a notebook's, as a self-contained page."""
-        for widget in alive():
-            if widget.model_id == id:
-                return widget.to_html()
-        raise refuse("view-gone")
+        return self._widget(id).to_html()
 
     # ---- the selection is one
 
     def _follow(self, widget: LiveWidget) -> None:
-        if isinstance(widget, TraceView):
+        if widget.has_trait("selection"):
             widget.observe(self._selected, "selection")
+        elif widget.has_trait("shown"):  # a card turns to another feature
+            widget.observe(lambda change: self._say_selection(change["owner"]), "shown")
 
     def _selected(self, change: Any) -> None:
         widget = change["owner"]
         if getattr(self._sharing, "on", False):
             return
+        partners = self._partners(widget)
         self._sharing.on = True
         try:
-            for other in self._partners(widget):
+            for other in partners:
+                chosen = dict(change["new"])
+                if chosen["token"] is None and not isinstance(other, TraceView):
+                    chosen["token"] = other.selection["token"]  # a layer picture always shows a token
                 try:
-                    other.selection = dict(change["new"])
+                    other.selection = chosen
                 except (ValueError, KeyError, IndexError):  # a site that is not open there: it stays as it was
                     _log.debug("a selection could not be shared", exc_info=True)
         finally:
             self._sharing.on = False
-        self._say_selection(widget)
-        for other in self._partners(widget):
-            self._say_selection(other)
+        for one in (widget, *partners):
+            self._say_selection(one)
 
-    def _say_selection(self, widget: TraceView) -> None:
+    def _say_selection(self, widget: Any) -> None:
         if widget.model_id in self._views:
-            self.tell("selection", id=widget.model_id, **widget.selection)
+            self.tell("selection", id=widget.model_id, feature=_feature_of(widget))
 
-    def _partners(self, widget: TraceView) -> list[TraceView]:
+    def _partners(self, widget: Any) -> list[Any]:
         """Views of the same text by the same loupe: of a sidebar's view all, of a notebook's the sidebar's."""
-        mine = widget.model_id in self._views
-        return [
-            other
-            for other in alive()
-            if isinstance(other, TraceView)
-            and other is not widget
-            and (mine or other.model_id in self._views)
-            and _source(other) is not None
-            and _source(other) is _source(widget)
-            and [token.id for token in other.trace.tokens] == [token.id for token in widget.trace.tokens]
-        ]
+        trace, mine = _trace_of(widget), widget.model_id in self._views
+        if trace is None or widget.origin is None:
+            return []
+        ids = [token.id for token in trace.tokens]
+        found = []
+        for other in alive():
+            if other is widget or other.origin is None or not (mine or other.model_id in self._views):
+                continue
+            theirs = _trace_of(other)
+            if theirs is None or other.origin.loupe is not widget.origin.loupe:
+                continue
+            if [token.id for token in theirs.tokens] == ids:
+                found.append(other)
+        return found
 
 
 _kept: list[Loupe] = []  # those that the sidebar opened: no variable of the user holds them
@@ -299,8 +373,8 @@ def opened(model: str | None = None, *, made_with: Mapping[str, str] | None = No
 
     `made_with` holds digests as `digests` gives them; where model or SAEs are others, a warning says so.
     """
-    wanted = {"model": model, **options}
-    found = next((loupe for loupe in reversed(running()) if dict(loupe.opened_with) == wanted), None)
+    wanted = _as_written({"model": model, **options})
+    found = next((one for one in reversed(running()) if _as_written(one.opened_with) == wanted), None)
     if found is None:
         found = _default_opener(model, **options)
         _kept.append(found)
@@ -325,30 +399,32 @@ def digests(loupe: Loupe) -> dict[str, str]:
     return found
 
 
-def code_of(view: View) -> str:
-    """The cell that makes a view again."""
-    if view.method == "steer":
-        desk: Any = view.widget
-        return desk.code()
-    options: dict[str, Any] = {}
-    widget = view.widget
-    if isinstance(widget, TraceView):
-        if widget.site:
-            options["site"] = widget.site
-        chosen = widget.selection
-        if chosen.get("token") is not None or chosen.get("feature") is not None:
-            options["selected"] = (chosen.get("token"), chosen.get("feature"))
-        if widget.palette != "blue":
-            options["palette"] = widget.palette
-    given = str(getattr(widget, "feature", view.given)) if view.method == "card" else view.given
-    arguments = ", ".join([repr(given), *(f"{name}={value!r}" for name, value in options.items())])
-    opening = {name: value for name, value in view.loupe.opened_with.items() if value is not None}
-    if not all(isinstance(value, (str, int, float, bool)) for value in opening.values()):
-        raise refuse("cell-not-possible", given=", ".join(opening))
-    opening["made_with"] = digests(view.loupe)
-    how = ", ".join(f"{name}={value!r}" for name, value in opening.items())
-    lines = ["from gemloupe.lab import opened", "", f"loupe = opened({how})", f"loupe.{view.method}({arguments})"]
-    return "\n".join(lines)
+def code_of(widget: LiveWidget) -> str:
+    """The cell that makes a widget again."""
+    origin = widget.origin
+    if origin is None:
+        raise refuse("cell-no-loupe")
+    opening = {name: value for name, value in origin.loupe.opened_with.items() if value is not None}
+    start = "from gemloupe.lab import opened"
+    if origin.method == "steer":
+        desk: Any = widget
+        options = {"controls": True} if desk.controls else {}
+        options |= {} if desk.follow == "restart" else {"follow": desk.follow}
+        options |= {} if desk.palette == "blue" else {"palette": desk.palette}
+        code = desk.preset.code(f"opened({literal(opening)})", options)
+        return code.replace("import gemloupe as gl\n", f"import gemloupe as gl\n{start}\n", 1)
+    how = literal(opening | {"made_with": digests(origin.loupe)})
+    return "\n".join([start, "", f"loupe = opened({how})", *lines_of(widget)])
+
+
+def _as_written(opening: Mapping[str, Any]) -> str | None:
+    """The arguments of an opening as a cell writes them: equal where they open the same."""
+    if not opening:
+        return None  # another way than `gl.open` made it
+    try:
+        return literal({name: opening[name] for name in sorted(opening) if opening[name] is not None})
+    except Refusal:
+        return repr(opening)
 
 
 def _default_opener(model: str | None, **options: Any) -> Loupe:
@@ -364,13 +440,23 @@ def _wire_loupe(loupe: Loupe) -> dict[str, Any]:
         "model": about.model,
         "device": about.device,
         "sites": len(about.widths),
+        "mine": loupe in _kept,
         "methods": [method for method in METHODS if hasattr(loupe, method)],
     }
 
 
-def _source(view: TraceView) -> Any:
-    """The loupe that made a view; None for one made of a trace alone."""
-    return getattr(view._facts_of, "__self__", None)
+def _trace_of(widget: Any) -> Trace | None:
+    """The text that a widget shows, token by token; None for those that show none."""
+    if isinstance(widget, TraceView):
+        return widget.trace
+    return widget.evolution.trace if isinstance(widget, LayerEvolution) else None
+
+
+def _feature_of(widget: Any) -> str | None:
+    """The feature that is chosen in a widget."""
+    if isinstance(widget, FeatureCard):
+        return str(widget.feature)
+    return widget.selection.get("feature") if widget.has_trait("selection") else None
 
 
 def _is_feature(given: str) -> bool:

@@ -200,27 +200,32 @@ class Loupe:
 
     def heatmap(self, given: Any, **options: Any) -> TokenHeatmap:
         """Text (or a `Trace`) as coloured tokens. `site`, `selected` and `palette` set what is shown first."""
+        from .widgets.origin import Origin
         from .widgets.token_heatmap import TokenHeatmap
         from .widgets.trace_view import shown_first
 
+        origin = Origin(self, "heatmap", (given,), options)
         if not isinstance(given, Trace):
             # How well the SAE fits is measured where it is shown first: in this pass it costs next to nothing.
             site = shown_first(self.sites, options.get("site"), options.get("selected"))
             measured = () if site is None else (site,)
             given = self._read(ReadRequest(_plain(given), None, 5, fidelity=measured))
         heatmap = TokenHeatmap(given, self._named, **options)
-        heatmap._card_of = self._one_card
+        heatmap._card_of, heatmap.origin = self._one_card, origin
         return heatmap
 
     def table(self, given: Any, **options: Any) -> FeatureTable:
         """The features that are on in a text (or a `Trace`), as a table. Give a heatmap, and the two are linked."""
         from .widgets.feature_table import FeatureTable
+        from .widgets.origin import Origin
         from .widgets.token_heatmap import TokenHeatmap
 
         if isinstance(given, TokenHeatmap):
-            return FeatureTable.beside(given, **options)
-        table = FeatureTable(self._trace(given), self._named, **options)
-        table._card_of = self._one_card
+            table = FeatureTable.beside(given, **options)
+            given = given.trace if given.origin is None else given.origin.given[0]
+        else:
+            table = FeatureTable(self._trace(given), self._named, **options)
+        table._card_of, table.origin = self._one_card, Origin(self, "table", (given,), options)
         return table
 
     def card(
@@ -241,13 +246,19 @@ class Loupe:
         if beside is None:
             return card
         from .widgets.feature_cards import FeatureCards
+        from .widgets.origin import Origin
 
-        return FeatureCards(card, self._one_card(beside, text=text, **options))
+        cards = FeatureCards(card, self._one_card(beside, text=text, **options))
+        cards.origin = Origin(self, "cards", (feature, beside), {"text": text, **options})
+        return cards
 
     def _one_card(self, feature: FeatureId | str, **options: Any) -> FeatureCard:
         from .widgets.feature_card import FeatureCard
+        from .widgets.origin import Origin
 
-        return FeatureCard(self, feature, **options)
+        card = FeatureCard(self, feature, **options)
+        card.origin = Origin(self, "card", (feature,), options)
+        return card
 
     # ---- from layer to layer
 
@@ -299,11 +310,14 @@ class Loupe:
         """
         from .evolution import Evolution
         from .widgets.layer_evolution import LayerEvolution
+        from .widgets.origin import Origin
 
         found = given
+        asked = {name: one for name, one in (("at", at), ("sites", sites)) if one is not None}
+        asked |= ({} if k == 8 else {"k": k}) | ({} if guesses == 5 else {"guesses": guesses})
         if not isinstance(found, Evolution):
             found = self.evolve(given, k, guesses=guesses, at=at, sites=sites)
-        return LayerEvolution(
+        made = LayerEvolution(
             found,
             token=token,
             facts_of=self._named,
@@ -312,6 +326,8 @@ class Loupe:
             card_of=lambda feature: self.card(feature, text=found.trace),
             **options,
         )
+        made.origin = Origin(self, "evolution", (given,), asked)
+        return made
 
     def attribution(
         self,
@@ -412,9 +428,12 @@ class Loupe:
         a function from text to a number that the dose strip shows; `run=False` waits for Run. `made_with` is compared
         with what is open, and a difference is said.
         """
+        from .widgets.origin import Origin
         from .widgets.steering_desk import SteeringDesk
 
-        return SteeringDesk(self.engine, given, edits, facts_of=self._named, **options)
+        desk = SteeringDesk(self.engine, given, edits, facts_of=self._named, **options)
+        desk.origin = Origin(self, "steer")
+        return desk
 
     # ---- what features mean
 
@@ -545,22 +564,25 @@ class Loupe:
 
         if sum(one is not None for one in (words, text, near)) != 1:
             raise refuse("search-what", given="one of them, and only one, must be given")
+        asked = {"text": text, "near": near, "sites": sites, "k": None if k == 50 else k, "by": by, "tokens": tokens}
+        asked |= {"relative": relative, "dense": dense}
+        origin = ("search", () if words is None else (words,), {n: o for n, o in asked.items() if o is not None})
         if isinstance(sites, (Site, str)):
             sites = (sites,)
         if text is None and (by, tokens, relative, dense) != ("max", None, True, False):
             raise refuse("search-what", given="by, tokens, relative and dense are for a text")
         if near is not None:
             name = FeatureId.of(near)
-            return self._results(search.by_neighbours(name, self.neighbours(name, k), self._best_label))
+            return self._results(search.by_neighbours(name, self.neighbours(name, k), self._best_label), *origin)
         if words is not None:
             if not isinstance(words, str) or not any(map(str.isalnum, words)):
                 self.labels.search(words)  # refuses, before anything is made
             self._fill_labels()
-            return self._results(search.by_words(words, self.labels.search(words, sites, k)))
+            return self._results(search.by_words(words, self.labels.search(words, sites, k)), *origin)
         search.check(by, dense, k)
         trace = self._trace(text) if isinstance(text, Trace) else self.read(text, sites=sites)
         options: dict[str, Any] = {"by": by, "tokens": tokens, "relative": relative, "dense": dense, "k": k}
-        return self._results(search.by_text(trace, self._facts, self._best_label, **options))
+        return self._results(search.by_text(trace, self._facts, self._best_label, **options), *origin)
 
     def contrast(
         self, a: Any, b: Any, *, relative: bool = True, dense: bool | float = False, k: int = 20
@@ -575,13 +597,17 @@ class Loupe:
 
         check("max", dense, k)
         found = contrast(a, b, self.read, self._facts, self._best_label, relative=relative, dense=dense, k=k)
-        return self._results(found)
+        asked: dict[str, Any] = {"relative": relative, "dense": dense} | ({} if k == 20 else {"k": k})
+        return self._results(found, "contrast", (a, b), asked)
 
-    def _results(self, hits: Hits) -> SearchResults:
+    def _results(self, hits: Hits, method: str, given: tuple[Any, ...], options: Mapping[str, Any]) -> SearchResults:
+        from .widgets.origin import Origin
         from .widgets.search_results import SearchResults
 
         steer = lambda prompt, edit: self.steer(prompt, edit)  # noqa: E731
-        return SearchResults(hits, about=vars(self._about), steer=steer, card=self._one_card)
+        made = SearchResults(hits, about=vars(self._about), steer=steer, card=self._one_card)
+        made.origin = Origin(self, method, given, options)
+        return made
 
     def _best_labels(self, features: Iterable[FeatureId]) -> dict[FeatureId, Label]:
         return self.labels.best(features)

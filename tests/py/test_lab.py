@@ -1,13 +1,17 @@
 """The kernel end of the sidebar without a browser: a fake comm asks, and hears."""
 
+import ast
 import threading
 import time
 import warnings
 
 import pytest
 from gemloupe import lab as lab_room
+from gemloupe.edits import clamp
 from gemloupe.lab import Lab, digests, opened
 from gemloupe.loupe import Loupe, running
+from gemloupe.widgets.live import alive
+from gemloupe.widgets.token_heatmap import TokenHeatmap
 
 TEXT = "The City of Light is Paris"
 
@@ -87,11 +91,11 @@ def test_a_view_is_made_told_and_closed(comm, lab, tiny3):
     assert view["method"] == "heatmap" and view["given"] == TEXT
     assert comm.value("state")["views"] == [view] == other.value("state")["views"]
     assert other.events("views")
-    assert {"id": view["id"], "method": "TokenHeatmap", "mine": True} in comm.value("widgets")
+    assert view["own"] and view["loupe"] == tiny3.number and view["feature"] is None
     assert TEXT.split()[-1] in comm.value("html", id=view["id"])
+    widget = lab._views[view["id"]].widget
     comm.value("close", id=view["id"])
-    assert comm.value("state")["views"] == []
-    assert view["id"] not in [one["id"] for one in comm.value("widgets")]
+    assert comm.value("state")["views"] == [] and widget not in alive()
     assert comm.ask("code", id=view["id"])["code"] == "view-gone"
     assert comm.ask("html", id=view["id"])["code"] == "view-gone"
 
@@ -124,26 +128,152 @@ def test_a_selection_is_shared_between_sidebar_and_notebook_only(comm, lab, tiny
     assert one.selected.position == two.selected.position == 3 and elsewhere.selected.position is None
     one.selected = 5
     assert mine.selected.position == 5 and two.selected.position == 3  # two of the notebook's are two choices
-    assert comm.events("selection")[-1] == {
-        "kind": "event", "event": "selection", "id": ident, "token": 5, "feature": None
-    }  # fmt: skip
-
-
-def test_the_cell_makes_the_same_view(comm, lab, tiny3, monkeypatch):
-    monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny"})
-    ident = comm.value("view", loupe=tiny3.number, method="heatmap", given=TEXT)["id"]
-    mine = lab._views[ident].widget
+    layers = tiny3.evolution(TEXT)
     feature = f"res.0/{mine.trace['res.0'].row(2)[0][0]}"
     mine.selected = (2, feature)
-    cell = comm.value("code", id=ident)
-    *statements, last = cell.splitlines()
+    assert layers.selected.position == 2 and str(layers.selected.feature) == feature
+    assert comm.events("selection")[-1] == {
+        "kind": "event", "event": "selection", "id": ident, "feature": feature
+    }  # fmt: skip
+    mine.selected = None
+    assert layers.selected.position == 2 and layers.selected.feature is None  # it always shows a token
+
+
+def plain(value):
+    """A trait's value as text, with arrays by what is in them."""
+    if isinstance(value, memoryview):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else repr(value)
+
+
+def run(cell):
+    """What a cell shows."""
+    *statements, last = ast.parse(cell).body
     space = {}
-    exec("\n".join(statements), space)
+    exec(compile(ast.Module(statements, []), "cell", "exec"), space)
+    return space, eval(compile(ast.Expression(last.value), "cell", "eval"), space)
+
+
+def made(loupe, name):
+    """A widget with something chosen in it, by the name of what makes it."""
+    match name:
+        case "heatmap":
+            shown = loupe.heatmap(TEXT, palette="orange")
+            shown.selected = (2, f"res.0/{shown.trace['res.0'].row(2)[0][0]}")
+        case "heatmap of ids":
+            shown = loupe.heatmap(loupe.read(TEXT), site="mlp.1")
+        case "table":
+            shown = loupe.table(loupe.heatmap(TEXT, site="res.2"))
+            shown.selected = 1
+        case "evolution":
+            shown = loupe.evolution(TEXT, k=3, guesses=2)
+            shown.selected = 3
+            shown.view = "grid"
+        case "evolution of a target":
+            shown = loupe.evolution(loupe.evolve(TEXT))
+            shown.attribute(" Paris")
+        case "card":
+            shown = loupe.card("res.2/1", text=TEXT, context=5)
+            shown.go("res.0/0")
+        case "cards":
+            shown = loupe.card("res.2/1", "res.0/0")
+        case "search":
+            shown = loupe.search(text=TEXT, sites="res.2", k=7, relative=False, dense=True)
+            shown.selected = shown.features[1]
+            shown.palette = "purple"
+        case "near":
+            shown = loupe.search(near="res.2/0", k=3)
+        case "contrast":
+            shown = loupe.contrast(TEXT, "It rains", k=3)
+    return shown
+
+
+@pytest.mark.parametrize("name", [
+    "heatmap", "heatmap of ids", "table", "evolution", "evolution of a target", "card", "cards", "search", "near",
+    "contrast",
+])  # fmt: skip
+def test_the_cell_makes_the_same_view(comm, tiny3, monkeypatch, name):
+    monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny"})
+    mine = made(tiny3, name)
+    cell = comm.value("code", id=mine.model_id)
+    assert "made_with={'SAEs': " in cell
+    space, again = run(cell)
     assert space["loupe"] is tiny3
-    made = eval(last, space)
-    assert (made.trace.text, made.site, made.selection) == (TEXT, mine.site, mine.selection)
+    assert type(again).__name__ == type(mine).__name__ and again is not mine
+    parts = zip(mine, again, strict=True) if name == "cards" else [(mine, again)]
+    for one, two in parts:
+        for widget in (one, two):
+            if hasattr(widget, "wait"):
+                widget.wait(60)
+        # Where a card came from is no part of what it shows; how well the SAE fits is measured when it is looked at.
+        aside = {"trail", "fidelity"}
+        theirs = two.static_state()
+        for trait, value in one.static_state().items():
+            assert plain(theirs[trait]) == plain(value) or trait in aside, trait
+
+
+def test_the_cell_of_a_desk_writes_the_same_text(comm, tiny3, monkeypatch):
+    monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny"})
+    desk = tiny3.steer(TEXT, [clamp("res.2/1", 2.0)], max_new_tokens=4, seed=3, controls=True, palette="grey")
+    cell = comm.value("code", id=desk.model_id)
+    space, again = run(cell)
+    assert space["loupe"] is tiny3 and "made_with" in cell
+    assert again.wait(60).text == desk.wait(60).text
+    assert (again.edits, again.sampling, again.controls, again.palette) == (desk.edits, desk.sampling, True, "grey")
+
+
+def test_a_cell_that_cannot_be_is_refused(comm, tiny3, monkeypatch):
+    mine = tiny3.heatmap(TEXT)
     monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny", "scope": object()})
-    assert comm.ask("code", id=ident)["code"] == "cell-not-possible"
+    assert comm.ask("code", id=mine.model_id)["code"] == "cell-not-possible"
+    bare = TokenHeatmap(mine.trace)
+    assert comm.ask("code", id=bare.model_id)["code"] == "cell-no-loupe"
+
+
+def test_a_notebooks_widget_is_shown_too_and_lives_on(comm, tiny3):
+    theirs = tiny3.search(near="res.2/0", k=3)
+    view = comm.value("adopt", id=theirs.model_id)
+    assert (view["method"], view["given"], view["own"]) == ("search", "res.2/0", False)
+    assert comm.value("adopt", id=theirs.model_id) == view and comm.value("state")["views"] == [view]
+    theirs.selected = theirs.features[0]
+    assert comm.events("selection")[-1]["feature"] == str(theirs.features[0])
+    comm.value("close", id=view["id"])
+    assert theirs in alive() and comm.value("state")["views"] == []
+    bare = TokenHeatmap(tiny3.read(TEXT))
+    assert comm.value("adopt", id=bare.model_id)["loupe"] is None
+    bare.close()
+    assert comm.value("state")["views"] == []
+    assert comm.ask("adopt", id="no such")["code"] == "view-gone"
+
+
+def test_stop_ends_a_reading(comm, lab, tiny3):
+    asked, go = [], threading.Event()
+
+    class Slow:
+        """An engine whose reading begins when it is told to."""
+
+        def __getattr__(self, name):
+            return getattr(tiny3.engine, name)
+
+        def read(self, request):
+            asked.append(request)
+            assert go.wait(30)
+            return tiny3.engine.read(request)
+
+    loupe = Loupe(Slow())
+    answer = threading.Thread(
+        target=lambda: asked.append(comm.ask("view", loupe=loupe.number, method="heatmap", given=TEXT))
+    )
+    answer.start()
+    end = time.monotonic() + 30
+    while not asked and time.monotonic() < end:
+        time.sleep(0.01)
+    lab.stop()
+    go.set()
+    answer.join(30)
+    assert asked[-1]["code"] == "cancelled" and comm.value("state")["views"] == []
 
 
 def test_another_model_than_the_cells_is_said(tiny3, monkeypatch):

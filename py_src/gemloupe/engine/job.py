@@ -7,7 +7,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 from ..errors import refuse
 from .protocol import TERMINAL, Cancelled, Event, Failed, Value
@@ -15,6 +16,21 @@ from .protocol import TERMINAL, Cancelled, Event, Failed, Value
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+
+
+_follower: contextvars.ContextVar[Callable[[ThreadJob[Any]], Any] | None] = contextvars.ContextVar(
+    "follower", default=None
+)
+
+
+@contextmanager
+def followed(by: Callable[[ThreadJob[Any]], Any]) -> Iterator[None]:
+    """Tells `by` of every job that this thread makes inside, so that somebody else can cancel it."""
+    token = _follower.set(by)
+    try:
+        yield
+    finally:
+        _follower.reset(token)
 
 
 class Stop(BaseException):
@@ -35,6 +51,8 @@ class ThreadJob(Generic[T]):
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._then: list[Callable[[Event], None]] = []
+        if (follower := _follower.get()) is not None:
+            follower(self)
 
     def emit(self, event: Event) -> None:
         """Publish an event; after the terminal one, nothing more is published."""

@@ -104,8 +104,11 @@ class Preset:
             found += _difference(say("The SAE at {site}", site=site), theirs.get(site), ours.get(site))
         return found
 
-    def code(self) -> str:
-        """A notebook cell that makes the same run, and says so if model or SAEs are others."""
+    def code(self, opening: str | None = None, options: Mapping[str, Any] | None = None) -> str:
+        """A notebook cell that makes the same run, and says so if model or SAEs are others.
+
+        `opening` is the expression that gives the loupe, by default a call of `gl.open`; `options` go to `loupe.steer`.
+        """
         imports = ["import gemloupe as gl"]
         vectors: list[str] = []
         edits: list[str] = []
@@ -120,9 +123,17 @@ class Preset:
         if vectors:
             imports.insert(0, "import numpy as np")
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(one) for one in self.prompt]
-        lines = [*imports, "", f"loupe = {self._opening()}", *vectors, "desk = loupe.steer(", f"    {prompt!r},"]
+        lines = [
+            *imports,
+            "",
+            f"loupe = {opening or self._opening()}",
+            *vectors,
+            "desk = loupe.steer(",
+            f"    {prompt!r},",
+        ]
         lines += ["    [", *(f"        {text}," for text in edits), "    ],"] if edits else ["    [],"]
         lines += [f"    {name}={value!r}," for name, value in self.sampling.items() if value != SAMPLING[name]]
+        lines += [f"    {name}={value!r}," for name, value in (options or {}).items()]
         if self.made_with:
             lines += ["    made_with={", *(f"        {k!r}: {v!r}," for k, v in self._needed().items()), "    },"]
         return "\n".join([*lines, ")", "desk"])

@@ -16,6 +16,7 @@ from .. import words
 from ..errors import Refusal
 from ..wire.rpc import Calls, Handler
 from . import static
+from .origin import Origin
 
 STATIC = Path(__file__).parent.parent / "static"
 PROTOCOL = 1
@@ -81,6 +82,9 @@ class LiveWidget(anywidget.AnyWidget):
     """What the browser half speaks, {"tag", "messages"}; None is English. See `gl.language`."""
 
     _name: str = ""
+
+    origin: Origin | None = None
+    """The call of a loupe that made it; None where no loupe did."""
 
     def __init__(self, **traits: Any) -> None:
         unknown = sorted(name for name in traits if not self.has_trait(name))
