@@ -14,13 +14,13 @@ import { followSettings } from "./settings";
 import { bundleOf, translateSettings } from "./translate";
 
 export const NEW_TOUR = "gemloupe:new-tour";
-const NAME = "Gemloupe tour";
+const NAME = "gemloupe-tour";
 
 /** Writes the tour into a folder under a name that is free there; returns its path. */
 async function writeTour(contents: Contents.IManager, folder: string): Promise<string> {
   const names = new Set(((await contents.get(folder)).content as Contents.IModel[]).map(({ name }) => name));
   let name = `${NAME}.ipynb`;
-  for (let i = 2; names.has(name); i++) name = `${NAME} ${i}.ipynb`;
+  for (let i = 2; names.has(name); i++) name = `${NAME}-${i}.ipynb`;
   const path = folder ? `${folder}/${name}` : name;
   await contents.save(path, { type: "notebook", format: "json", content: notebook });
   return path;
