@@ -124,7 +124,8 @@ export function read(path) {
         }
         const inside = MACHINE_CALLS.has(called) ? "machine" : SHOWING_CALLS.has(called) ? "shown" : "";
         // say(subject, text, tone)
-        walk(called === "say" ? node.arguments.slice(1, 2) : node.arguments, inside);
+        const said = called === "say" && node.arguments.length > 1;
+        walk(said ? node.arguments.slice(1, 2) : node.arguments, inside);
         return;
       }
       case "Property":

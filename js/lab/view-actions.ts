@@ -71,7 +71,8 @@ export class ViewActions {
     const root = subject.node?.matches(".gl-root")
       ? subject.node
       : subject.node?.querySelector<HTMLElement>(".gl-root");
-    if (!root) throw new Error(this.#trans.__("The view is not drawn yet."));
+    const undrawn = this.#trans.__("The view is not drawn yet.");
+    if (!root) throw new Error(undrawn);
     download(name, kind, await pngOf(root));
   }
 }
