@@ -224,20 +224,20 @@ export class KernelEnd {
   #start(kernel: Kernel.IKernelConnection): void {
     const { signal } = this.#life;
     this.#join = "asked";
-    const say = (join: Known["join"], fault = "") => {
+    const now = (join: Known["join"], fault = "") => {
       if (signal.aborted) return;
       this.#join = join;
       this.fault = fault;
       this.#changed();
     };
-    const late = setTimeout(() => say("late"), LATE);
+    const late = setTimeout(() => now("late"), LATE);
     signal.addEventListener("abort", () => clearTimeout(late), { once: true });
     this.#enter(kernel, signal)
       .then((fault) => {
-        if (!signal.aborted) say(fault ?? "joined");
+        if (!signal.aborted) now(fault ?? "joined");
       })
       .catch((error) => {
-        if (!signal.aborted) say("failed", error instanceof Error ? error.message : String(error));
+        if (!signal.aborted) now("failed", error instanceof Error ? error.message : String(error));
       })
       .finally(() => clearTimeout(late));
   }

@@ -89,11 +89,13 @@ def _palette(widget: Any) -> dict[str, Any]:
 
 
 def _written(given: Any, what: str) -> str:
-    """A value as Python writes it. What was read already is written as its token ids, which are exact."""
+    """A value as Python writes it. What was read already is read again from its token ids, which are exact."""
     if isinstance(given, Evolution):
-        given = given.trace
+        return repr([token.id for token in given.trace.tokens])
     if isinstance(given, Trace):
-        return repr([token.id for token in given.tokens])
+        guesses = max((len(one or ()) for one in given.guesses or ()), default=0)
+        also = f", guesses={guesses}" if guesses else ""
+        return f"loupe.read({[token.id for token in given.tokens]!r}{also})"
     return repr(_plain(given, what))
 
 
