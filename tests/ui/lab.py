@@ -57,6 +57,7 @@ def lab(root: Path, home: Path, settings: dict[str, Any] | None = None) -> Itera
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_PATH": str(root / ".jupyter"),  # where a test may put a kernel of its own
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
     }

@@ -1,16 +1,23 @@
-"""The sidebar in a real JupyterLab: no code typed, its states, its cell, one selection, and nothing left behind."""
+"""The sidebar in a real JupyterLab: no code typed, its states, its cells, one selection, and nothing left behind."""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
+from tiny import tiny_model
 
 pytestmark = pytest.mark.ui
 
 TEXT = "The City of Light is Paris"
 HAS_COMMAND = "() => window.jupyterapp?.commands?.hasCommand('gemloupe:open-sidebar')"
+SHUT_ALL = """() => Promise.all([...window.jupyterapp.serviceManager.sessions.running()].map(
+  (one) => window.jupyterapp.serviceManager.sessions.shutdown(one.id))).then(() => null)"""
+LABEXTENSION = Path(__file__).parents[2] / "py_src" / "gemloupe" / "labextension"
 
 
 class Sidebar:
@@ -32,17 +39,29 @@ class Sidebar:
     def stands(self, *standings: str, seconds: float = 60) -> None:
         expect(self.node).to_have_attribute("data-standing", re.compile("|".join(standings)), timeout=seconds * 1000)
 
-    def open_model(self) -> None:
+    @property
+    def text(self):
+        return self.node.get_by_label("Text", exact=True)
+
+    @property
+    def tokens(self):
+        return self.node.get_by_role("listbox", name="Tokens").get_by_role("option")
+
+    @property
+    def view(self):
+        return self.node.get_by_role("combobox", name="View", exact=True)
+
+    def open_model(self, name: str = "") -> None:
         self.stands("ready", "busy")
+        self.node.get_by_label("Model to open").fill(name)
         self.button("Open").click()
-        expect(self.node.get_by_label("Text")).to_be_enabled(timeout=120_000)
+        expect(self.text).to_be_visible(timeout=120_000)
 
     def read(self, text: str = TEXT):
-        self.node.get_by_label("Text").fill(text)
+        self.text.fill(text)
         self.button("Tokens").click()
-        tokens = self.node.get_by_role("listbox", name="Tokens").get_by_role("option")
-        expect(tokens.last).to_have_text(re.compile(text.split()[-1]), timeout=60_000)
-        return tokens
+        expect(self.tokens.last).to_have_text(re.compile(text.split()[-1]), timeout=60_000)
+        return self.tokens
 
 
 @pytest.fixture
@@ -60,27 +79,78 @@ def test_from_the_launcher_to_a_steered_text_without_code(context, server, shot)
     page.wait_for_function(HAS_COMMAND)
     page.locator(".jp-LauncherCard", has_text="Gemloupe").first.click()
     bar = Sidebar(page)
-    expect(bar.node).to_be_visible()
     bar.stands("none")
     shot(page, "sidebar-none")
     bar.button("Start a kernel").click()
+    bar.stands("ready", "busy")
+    bar.button("What it costs").click()
+    expect(bar.node.get_by_text("host memory")).to_be_visible(timeout=60_000)
+    bar.button("Open").click()
+    bar.button("Cancel").click()
+    expect(bar.node.get_by_role("alert")).to_have_text("Opening was cancelled.", timeout=60_000)
     bar.open_model()
     tokens = bar.read()
     tokens.last.click()
     bar.node.get_by_role("listbox", name="Features").get_by_role("option").first.click()
     bar.button("Add to steering").click()
-    expect(bar.node.get_by_role("slider").first).to_be_visible(timeout=60_000)
+    desk = bar.node.locator(".gl-desk")
+    expect(desk.get_by_role("slider").first).to_be_visible(timeout=60_000)
+    expect(desk.get_by_role("status").filter(has_text="finished")).to_be_visible(timeout=90_000)
+    default, steered = (desk.get_by_label(f"{arm} text").inner_text() for arm in ("default", "steered"))
+    assert default and steered and default != steered
     shot(page, "sidebar-steering")
-    page.evaluate(
-        "Promise.all([...window.jupyterapp.serviceManager.sessions.running()]"
-        ".map(s => window.jupyterapp.serviceManager.sessions.shutdown(s.id))).then(() => null)"
-    )
+    bar.button("Layers").click()
+    layers = page.locator(".gl-lab-tab .gl-layers")
+    expect(layers).to_be_visible(timeout=60_000)
+
+    # What was there is there after a reload: kernel, model, views, the text, and the tab.
+    page.goto(f"{server}/lab")
+    page.wait_for_function(HAS_COMMAND)
+    bar.stands("ready", "busy")
+    expect(bar.text).to_have_value(TEXT)
+    expect(layers).to_be_visible()
+    bar.view.select_option(index=0)
+    expect(tokens.last).to_have_attribute("aria-selected", "true")
+    with page.expect_download() as saved:
+        bar.button("PNG").click()
+    assert saved.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    # The kernel goes, and the tab says so.
+    page.evaluate(SHUT_ALL)
+    expect(page.locator(".gl-lab-gone")).to_be_visible()
+    bar.stands("none", "dead")
 
 
-def test_a_busy_a_restarted_and_a_bare_kernel(sidebar, shot):
-    busy = "import time\nfor _ in range(600): time.sleep(0.1)"
-    nb, bar = sidebar("x = 1", busy)
+HIDE = """
+import sys
+class No:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "gemloupe":
+            raise ModuleNotFoundError("No module named 'gemloupe'", name=name)
+sys.meta_path.insert(0, No())
+"""
+OTHER = {
+    "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    "display_name": "Other",
+    "language": "julia",
+}
+THEIRS = "window.jupyterapp.shell.currentWidget.sessionContext"
+
+
+def test_every_state_of_a_kernel_is_said_and_left_again(notebook, root, shot):
+    spec = root / ".jupyter" / "kernels" / "other" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps(OTHER))
+    nb = notebook("x = 1", "import time\nfor _ in range(600): time.sleep(0.1)")
+    nb.run_in_kernel(HIDE)
+    bar = Sidebar(nb.page).open()
+    bar.stands("missing")
+    expect(bar.node.get_by_text("%pip install 'gemloupe[builtin]'")).to_be_visible()
+    shot(nb.page, "sidebar-missing")
+    nb.run_in_kernel("del sys.meta_path[0]")
+    bar.button("Try again").click()
     bar.stands("ready")
+
     nb.run(1, wait=False)
     bar.stands("busy")
     bar.open_model()
@@ -89,35 +159,34 @@ def test_a_busy_a_restarted_and_a_bare_kernel(sidebar, shot):
     expect(tokens.last).to_have_attribute("aria-selected", "true")
     bar.stands("busy")
     shot(nb.page, "sidebar-busy")
-    nb.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(() => null)")
+    nb.page.evaluate(f"void {THEIRS}.restartKernel()")
+    bar.stands("restarting", "starting", "joining")
     bar.stands("ready")
     expect(bar.button("Open")).to_be_visible()
     expect(tokens).to_have_count(0)
 
-    # A kernel in which the package is not: the sidebar says so, and goes on once it is.
-    hide = "import sys\nclass No:\n  def find_spec(self, name, *_):\n"
-    hide += "    if name.startswith('gemloupe'): raise ModuleNotFoundError(\"No module named 'gemloupe'\", name=name)\n"
-    hide += "sys.modules.pop('gemloupe.lab', None); sys.modules.pop('gemloupe', None); no = No()\n"
-    nb.run_in_kernel(hide + "[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('gemloupe')]")
-    nb.run_in_kernel("sys.meta_path.insert(0, no)")
-    bar.node.get_by_role("combobox", name="Kernel", exact=True).select_option("own")
+    nb.page.evaluate(f"{THEIRS}.shutdown()")
     bar.stands("none")
-    bar.node.get_by_role("combobox", name="Kernel", exact=True).select_option("follow")
-    bar.stands("missing")
-    expect(bar.node.get_by_text("%pip install 'gemloupe[builtin]'")).to_be_visible()
-    shot(nb.page, "sidebar-missing")
-    nb.run_in_kernel("sys.meta_path.remove(no)")
-    bar.button("Try again").click()
+    bar.button("Start the notebook's kernel").click()
     bar.stands("ready")
+    nb.page.evaluate(f"{THEIRS}.changeKernel({{ name: 'other' }}).then(() => null)")
+    bar.stands("language")
+    expect(bar.node.get_by_text("This kernel speaks julia.")).to_be_visible()
+    bar.button("Use a kernel of its own").click()
+    bar.stands("ready")
+    nb.page.evaluate(SHUT_ALL)
 
 
-def test_the_notebooks_loupe_is_found_shares_its_selection_and_gets_a_cell(sidebar, shot):
-    nb, bar = sidebar(f"import gemloupe as gl\nloupe = gl.open()\nw = loupe.heatmap({TEXT!r})\nw")
+def test_a_notebooks_widgets_and_the_panels_are_one(sidebar, shot):
+    nb, bar = sidebar(
+        f"import gemloupe as gl\nloupe = gl.open()\nw = loupe.heatmap({TEXT!r})\nw",
+        "d = loupe.steer('In the morning', max_new_tokens=400)\nd",
+    )
     nb.run(0)
     bar.stands("ready")
     theirs = nb.cell(0).get_by_role("listbox", name="Tokens").get_by_role("option")
     # The loupe was opened after the sidebar joined.
-    expect(bar.node.get_by_label("Text")).to_be_enabled(timeout=60_000)
+    expect(bar.text).to_be_visible(timeout=60_000)
     tokens = bar.read()
     tokens.nth(3).click()
     expect(theirs.nth(3)).to_have_attribute("aria-selected", "true")
@@ -127,13 +196,85 @@ def test_the_notebooks_loupe_is_found_shares_its_selection_and_gets_a_cell(sideb
     bar.button("Insert as cell").click()
     expect(nb.cell(1)).to_contain_text("made_with")
     nb.run(1)
-    made = nb.cell(1).get_by_role("listbox", name="Tokens").get_by_role("option")
-    expect(made.last).to_have_attribute("aria-selected", "true", timeout=60_000)
-    assert made.all_inner_texts() == tokens.all_inner_texts()
+    made = nb.cell(1).locator(".gl-heatmap")
+    expect(made.get_by_role("option").last).to_have_attribute("aria-selected", "true", timeout=60_000)
+    shown = "(el) => [...el.querySelectorAll('.gl-token')].map((one) => [one.textContent, one.getAttribute('style')])"
+    picture = bar.node.locator(".gl-heatmap").evaluate(shown)
+    assert picture and made.evaluate(shown) == picture
     assert nb.run_in_kernel("import gemloupe.loupe as m; print(len(m.running()))").strip() == "1"
-    bar.button("Close").click()
+    bar.button("Close this view").click()
     expect(tokens).to_have_count(0)
+
+    # A notebook's widget in the panel, and in a tab.
+    nb.cell(0).locator(".gl-root").first.click(button="right", position={"x": 4, "y": 4})
+    nb.page.get_by_role("menuitem", name="Show in the Gemloupe Panel").click()
+    expect(tokens.last).to_have_attribute("aria-selected", "true")
     with nb.page.expect_download() as saved:
-        bar.read()
-        bar.button("Save as HTML").click()
+        bar.button("HTML").click()
     assert "Paris" in saved.value.path().read_text()
+    nb.run(2)
+    nb.command("gemloupe:open-in-tab")
+    tab = nb.page.locator(".gl-lab-tab .gl-desk")
+    expect(tab.get_by_label("default text")).to_have_text(re.compile("\\w+ \\w+"), timeout=60_000)
+    nb.page.locator(".gl-lab-tab-area").get_by_role("button", name="Show in the panel").click()
+    desk = bar.node.locator(".gl-desk")
+    expect(desk).to_be_visible()
+
+    # The page is loaded again while the text is written: it is still there, and can be stopped.
+    nb.save()
+    nb.page.goto(f"{nb.url}/lab")
+    nb.page.wait_for_function(HAS_COMMAND)
+    expect(desk.get_by_label("default text")).to_have_text(re.compile("\\w+ \\w+"), timeout=60_000)
+    bar.button("Stop").first.click()
+    expect(desk.get_by_role("status").filter(has_text=re.compile("stopped|finished"))).to_be_visible()
+    expect(tab).to_be_visible()
+    shot(nb.page, "sidebar-reloaded")
+    nb.page.evaluate(SHUT_ALL)
+
+
+def test_two_notebooks_two_models_and_nothing_left_behind(sidebar, root, shot):
+    folders = [tiny_model("gemma3", root / f"tiny-{i}", seed=i) for i in (1, 2)]
+    nb, bar = sidebar("x = 1")
+    bar.stands("ready")
+    bar.open_model(str(folders[0]))
+    bar.read("one two three")
+    nb.command("notebook:create-new", kernelName="python3")
+    nb.wait_until_ready()
+    bar.stands("ready")
+    expect(bar.tokens).to_have_count(0)
+    bar.open_model(str(folders[1]))
+    model = bar.node.get_by_role("combobox", name="Model", exact=True)
+    expect(model).to_contain_text("tiny-2")
+    bar.read("four five")
+    nb.command("docmanager:open", path=nb.name)
+    expect(model).to_contain_text("tiny-1")
+    expect(bar.tokens.last).to_have_text(re.compile("three"))
+
+    # Views opened and closed fifty times leave no listener, and nothing in the kernel.
+    page = nb.page
+    inspect = page.context.new_cdp_session(page)
+    inspect.send("Performance.enable")
+
+    def listeners() -> float:
+        inspect.send("HeapProfiler.collectGarbage")
+        found = {one["name"]: one["value"] for one in inspect.send("Performance.getMetrics")["metrics"]}
+        return found["JSEventListeners"]
+
+    def open_and_close(times: int) -> None:
+        for _ in range(times):
+            bar.button("Tokens").click()
+            expect(bar.view.locator("option")).to_have_count(2)
+            expect(bar.tokens.last).to_have_text(re.compile("three"))
+            bar.button("Close this view").click()
+            expect(bar.view.locator("option")).to_have_count(1)
+
+    open_and_close(5)
+    before = listeners()
+    open_and_close(50)
+    assert listeners() - before < 50, "listeners are left behind by views that were closed"
+    assert nb.run_in_kernel("from gemloupe.widgets.live import alive; print(len(alive()))").strip() == "1"
+    page.evaluate(SHUT_ALL)
+
+
+def test_the_extension_is_small():
+    assert sum(file.stat().st_size for file in LABEXTENSION.rglob("*") if file.is_file()) < 300_000
