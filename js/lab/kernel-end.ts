@@ -54,6 +54,18 @@ export interface LabEvent {
   event: "opening" | "opened" | "views" | "selection";
   [fact: string]: unknown;
 }
+/** A kernel that cannot be asked, and how it stands. */
+export class NotJoined extends Error {
+  readonly standing: Standing;
+  readonly language: string;
+
+  constructor(standing: Standing, language: string, fault: string) {
+    super(fault || standing);
+    this.name = "NotJoined";
+    this.standing = standing;
+    this.language = language;
+  }
+}
 export interface Listener {
   changed?(): void;
   heard?(event: LabEvent): void;
@@ -148,7 +160,8 @@ export class KernelEnd {
     return new Promise((resolve, reject) => {
       const look = () => {
         if (this.rpc) resolve(this.rpc);
-        else if (this.#ended || hopeless(this.standing)) reject(new Error(this.fault || this.standing));
+        else if (this.#ended || hopeless(this.standing))
+          reject(new NotJoined(this.#ended ? "dead" : this.standing, this.language, this.fault));
         else return false;
         stop();
         return true;

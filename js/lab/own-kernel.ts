@@ -1,6 +1,6 @@
 /** A kernel of the sidebar's own, for when no notebook is open, with a widget manager of its own. */
 
-import { SessionContext } from "@jupyterlab/apputils";
+import { type ISessionContext, SessionContext } from "@jupyterlab/apputils";
 import { type IRenderMimeRegistry, RenderMimeRegistry } from "@jupyterlab/rendermime";
 import type { ServiceManager } from "@jupyterlab/services";
 import { Signal } from "@lumino/signaling";
@@ -11,6 +11,15 @@ const PATH = "gemloupe-sidebar";
 /** Whether an earlier page of this server left the kernel running. */
 export async function isRunning(services: ServiceManager.IManager): Promise<boolean> {
   return (await services.sessions.findByPath(PATH)) !== undefined;
+}
+
+/** Starts a Python kernel in a context that has none. */
+export async function startPython(context: ISessionContext, services: ServiceManager.IManager): Promise<void> {
+  await services.kernelspecs.ready;
+  const specs = services.kernelspecs.specs?.kernelspecs ?? {};
+  const python = Object.values(specs).find((spec) => spec?.language.toLowerCase() === "python");
+  if (!python) throw new Error("no Python kernel is installed on this server");
+  await context.changeKernel({ name: python.name });
 }
 
 /** Starts the kernel, or connects to the one that an earlier page of this server left running. */
@@ -24,16 +33,11 @@ export async function ownKernel(services: ServiceManager.IManager, rendermime: I
     type: "gemloupe",
     kernelPreference: { language: "python", autoStartDefault: true, shutdownOnDispose: false },
   });
-  const needsChoice = await context.initialize();
-  if (needsChoice) {
-    await services.kernelspecs.ready;
-    const specs = services.kernelspecs.specs?.kernelspecs ?? {};
-    const python = Object.values(specs).find((spec) => spec?.language.toLowerCase() === "python");
-    if (!python) {
-      context.dispose();
-      throw new Error("no Python kernel is installed on this server");
-    }
-    await context.changeKernel({ name: python.name });
+  try {
+    if (await context.initialize()) await startPython(context, services);
+  } catch (error) {
+    context.dispose();
+    throw error;
   }
   const own = new RenderMimeRegistry({ initialFactories: [], sanitizer: rendermime.sanitizer });
   // The widget manager's own entry point for a place that is no notebook; it asks for no more than this of a context.

@@ -292,9 +292,9 @@ export class Sidebar extends Panel {
     if (!view || this.isDisposed || end !== this.#end) return;
     await end.refresh().catch(() => undefined);
     if (this.isDisposed || end !== this.#end) return;
-    this.#show(view.id);
     if (method === "evolution" && this.#place && this.#around.choices().layersInTab)
       this.#around.openInTab(this.#place, view.id);
+    else this.#show(view.id);
   }
 
   /** The text that goes with a feature: the one typed, unless that is a feature itself. */

@@ -11,7 +11,7 @@ import { ITranslator } from "@jupyterlab/translation";
 import { gemloupeIcon } from "./icon";
 import { KernelEnds } from "./kernel-end";
 import { widgetIn } from "./outputs";
-import { isRunning, ownKernel } from "./own-kernel";
+import { isRunning, ownKernel, startPython } from "./own-kernel";
 import { type Kept, Sidebar } from "./panel";
 import { type Place, placeOf } from "./place";
 import { CATEGORY, PLUGIN } from "./plugin-id";
@@ -70,18 +70,16 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
 
     let own: Place | null = null;
     let starting: Promise<void> | null = null;
-    const startOwn = () => {
+    const startOwn = async () => {
+      if (own && !own.context.session?.kernel) await startPython(own.context, app.serviceManager);
       starting ??= ownKernel(app.serviceManager, rendermime)
         .then((place) => {
           own = { ...place, name: trans.__("A kernel of its own") };
-          own.context.disposed.connect(() => {
-            own = starting = null;
-          });
         })
         .finally(() => {
           if (!own) starting = null;
         });
-      return starting;
+      await starting;
     };
     const placeFor = (choice: string): Place | null => {
       if (choice === "own") return own;
@@ -111,7 +109,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
         },
         place: placeFor,
         startOwn,
-        openInTab: (place, id) => void openTab(place, id),
+        openInTab: (place, id) => void openInTab(place, id),
         keep(changed) {
           clearTimeout(saving);
           saving = setTimeout(() => {
@@ -154,18 +152,18 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
       showPanel();
       await panel.adopt(subject);
     };
-    function openTab(place: Place, id: string): ViewTab {
+    function openTab(kernel: string, place: Promise<Place | null>, id: string): ViewTab {
       const known = tabs.find((tab) => tab.viewId === id);
-      if (known) {
-        app.shell.activateById(known.id);
-        return known;
+      const tab = known ?? new ViewTab({ kernel, place, id, trans, ends, actions, showInPanel, failed });
+      if (!known) {
+        void tabs.add(tab);
+        app.shell.add(tab, "main", { mode: "split-right" });
       }
-      const tab = new ViewTab({ place, id, trans, ends, actions, showInPanel, failed });
-      void tabs.add(tab);
-      app.shell.add(tab, "main", { mode: "split-right" });
       app.shell.activateById(tab.id);
       return tab;
     }
+    const openInTab = (place: Place, id: string) =>
+      openTab(place.notebook?.context.path ?? "own", Promise.resolve(place), id);
     /** The place that a tab was of, which comes a while after the page. */
     const comeBack = async (kernel: string): Promise<Place | null> => {
       await app.serviceManager.ready;
@@ -176,8 +174,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
       const end = performance.now() + PATIENCE;
       for (;;) {
         const place = placeFor(kernel);
-        if (place?.context.session?.kernel) return place;
-        if (performance.now() > end) return place;
+        if (place?.context.session?.kernel || performance.now() > end) return place;
         await new Promise((resolve) => setTimeout(resolve, 200));
       }
     };
@@ -193,15 +190,12 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
           required: ["kernel", "id"],
         },
       },
-      execute: async ({ kernel, id }) => {
-        const place = typeof kernel === "string" ? await comeBack(kernel) : null;
-        return place && typeof id === "string" ? openTab(place, id) : undefined;
-      },
+      execute: ({ kernel, id }) =>
+        typeof kernel === "string" && typeof id === "string" ? openTab(kernel, comeBack(kernel), id) : undefined,
     });
-    const tabArgs = ({ place, viewId }: ViewTab) => ({ kernel: place.notebook?.context.path ?? "own", id: viewId });
     void restorer?.restore(tabs, {
       command: OPEN_VIEW,
-      args: tabArgs,
+      args: ({ kernel, viewId }) => ({ kernel, id: viewId }),
       name: (tab) => tab.viewId,
     });
 
@@ -242,7 +236,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
       showInPanel,
     );
     onView(IN_TAB, trans.__("Open in a Tab"), trans.__("Gemloupe: open the view in a tab"), async (subject) => {
-      openTab(subject.place, subject.id);
+      openInTab(subject.place, subject.id);
     });
     onView(INSERT, trans.__("Insert as Cell"), trans.__("Gemloupe: insert the view as a cell"), (subject) =>
       actions.insertCell(subject),

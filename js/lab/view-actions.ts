@@ -3,7 +3,8 @@
 import type { JupyterFrontEnd } from "@jupyterlab/application";
 import { type INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import type { TranslationBundle } from "@jupyterlab/translation";
-import type { KernelEnds, ViewFacts } from "./kernel-end";
+import { type KernelEnds, NotJoined, type ViewFacts } from "./kernel-end";
+import { standingWords } from "./names";
 import type { Place } from "./place";
 import { download, type FileKind, pngOf } from "./save";
 
@@ -28,7 +29,16 @@ export class ViewActions {
   }
 
   async #ask<T>(subject: Subject, method: string): Promise<T> {
-    const rpc = await this.#ends.of(subject.place.context).joined();
+    const { context, notebook } = subject.place;
+    const rpc = await this.#ends
+      .of(context)
+      .joined()
+      .catch((error) => {
+        if (!(error instanceof NotJoined)) throw error;
+        const about = { notebook: notebook !== null, language: error.language, fault: error.message };
+        const words = standingWords(this.#trans, error.standing, about);
+        throw new Error(words);
+      });
     return rpc.call<T>(method, { id: subject.id });
   }
 

@@ -12,7 +12,10 @@ import { drawn, type Place } from "./place";
 import type { Subject, ViewActions } from "./view-actions";
 
 export interface TabOptions {
-  place: Place;
+  /** "own", or the path of a notebook: where the view is found again after the page was loaded again. */
+  kernel: string;
+  /** The same place, once it is there; null where it does not come back. */
+  place: Promise<Place | null>;
   id: string;
   trans: TranslationBundle;
   ends: KernelEnds;
@@ -23,46 +26,37 @@ export interface TabOptions {
 }
 
 export class ViewTab extends MainAreaWidget<Panel> {
-  readonly place: Place;
   readonly viewId: string;
+  readonly kernel: string;
   readonly #options: TabOptions;
   readonly #words = h("p", { class: "gl-lab-gone", attrs: { role: "status" } });
-  readonly #unlisten: () => void;
-  #kernel: string | undefined;
+  #place: Place | null = null;
   #drawn: Widget | null = null;
-  #gone = false;
+  #unlisten: () => void = () => undefined;
 
   constructor(options: TabOptions) {
     const content = new Panel();
     super({ content });
-    const { place, id, trans, ends } = options;
-    this.place = place;
+    const { id, kernel, trans } = options;
     this.viewId = id;
+    this.kernel = kernel;
     this.#options = options;
     this.addClass("gl-lab-tab-area");
     content.addClass("gl-lab-tab");
     content.node.append(this.#words);
-    this.title.label = trans.__("Gemloupe");
+    this.title.label = "Gemloupe";
     this.title.icon = gemloupeIcon;
     this.#tools();
-    const end = ends.of(place.context);
-    const look = () => {
-      const now = end.kernel?.id;
-      const restarting = end.standing === "restarting" || end.standing === "dead" || end.isDisposed;
-      if (this.#drawn && (restarting || now !== this.#kernel))
-        this.#say(trans.__("The kernel of this view was restarted or closed, and the view is gone with it."));
-    };
-    this.#unlisten = end.listen({ changed: look });
     this.#words.textContent = trans.__("Waiting for the kernel.");
-    this.#draw().catch((error) =>
-      this.#say(
-        trans.__("This view is not there any more: %1", error instanceof Error ? error.message : String(error)),
-      ),
-    );
+    this.#draw().catch((error) => {
+      const words = error instanceof Error ? error.message : String(error);
+      this.#end(trans.__("This view is not there any more: %1", words));
+    });
   }
 
-  get subject(): Subject {
-    return { place: this.place, id: this.viewId, node: this.#drawn?.node ?? null };
+  /** The view, where it is drawn. */
+  get subject(): Subject | null {
+    return this.#place && this.#drawn && { place: this.#place, id: this.viewId, node: this.#drawn.node };
   }
 
   override dispose(): void {
@@ -73,19 +67,34 @@ export class ViewTab extends MainAreaWidget<Panel> {
 
   async #draw(): Promise<void> {
     const { actions, trans, ends } = this.#options;
-    const facts: ViewFacts = await actions.look(this.subject);
-    if (this.isDisposed || this.#gone) return;
-    this.#kernel = ends.of(this.place.context).kernel?.id;
+    const place = await this.#options.place;
+    if (this.isDisposed) return;
+    const gone = trans.__("The kernel of this view was restarted or closed, and the view is gone with it.");
+    if (!place) {
+      this.#end(gone);
+      return;
+    }
+    const facts: ViewFacts = await actions.look({ place, id: this.viewId, node: null });
+    if (this.isDisposed) return;
+    this.#place = place;
     this.title.label = titleOf(trans, facts, 24);
     this.title.caption = facts.given;
     this.#words.hidden = true;
-    this.#drawn = drawn(this.place, this.viewId);
+    this.#drawn = drawn(place, this.viewId);
     this.content.addWidget(this.#drawn);
+    const end = ends.of(place.context);
+    const kernel = end.kernel?.id;
+    this.#unlisten = end.listen({
+      changed: () => {
+        const over = end.standing === "restarting" || end.standing === "dead" || end.isDisposed;
+        if (over || end.kernel?.id !== kernel) this.#end(gone);
+      },
+    });
   }
 
-  #say(text: string): void {
+  #end(text: string): void {
     if (this.isDisposed) return;
-    this.#gone = true;
+    this.#unlisten();
     this.#drawn?.dispose();
     this.#drawn = null;
     this.#words.textContent = text;
@@ -94,21 +103,22 @@ export class ViewTab extends MainAreaWidget<Panel> {
 
   #tools(): void {
     const { trans, actions, showInPanel, failed } = this.#options;
-    const add = (name: string, label: string, tooltip: string, run: () => Promise<void>) => {
-      const onClick = () => void run().catch(failed);
+    const add = (name: string, label: string, tooltip: string, run: (subject: Subject) => Promise<void>) => {
+      const onClick = () => {
+        const { subject } = this;
+        if (subject) run(subject).catch(failed);
+      };
       this.toolbar.addItem(name, new ToolbarButton({ label, tooltip, onClick }));
     };
-    add("panel", trans.__("Show in the panel"), trans.__("Show this view in the sidebar, too"), () =>
-      showInPanel(this.subject),
+    add("panel", trans.__("Show in the panel"), trans.__("Show this view in the sidebar, too"), showInPanel);
+    add("cell", trans.__("Insert as cell"), trans.__("A cell that makes exactly this view"), (subject) =>
+      actions.insertCell(subject),
     );
-    add("cell", trans.__("Insert as cell"), trans.__("A cell that makes exactly this view"), () =>
-      actions.insertCell(this.subject),
+    add("html", trans.__("Save as HTML"), trans.__("A page that needs no kernel and no network"), (subject) =>
+      actions.save(subject, "html"),
     );
-    add("html", trans.__("Save as HTML"), trans.__("A page that needs no kernel and no network"), () =>
-      actions.save(this.subject, "html"),
-    );
-    add("png", trans.__("Save as PNG"), trans.__("A picture of what is shown"), () =>
-      actions.save(this.subject, "png"),
+    add("png", trans.__("Save as PNG"), trans.__("A picture of what is shown"), (subject) =>
+      actions.save(subject, "png"),
     );
   }
 }
