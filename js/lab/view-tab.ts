@@ -12,7 +12,7 @@ import { drawn, type Place } from "./place";
 import type { Subject, ViewActions } from "./view-actions";
 
 export interface TabOptions {
-  /** "own", or the path of a notebook: where the view is found again after the page was loaded again. */
+  /** "own", or the path of a notebook. */
   kernel: string;
   /** The same place, once it is there; null where it does not come back. */
   place: Promise<Place | null>;
@@ -27,7 +27,6 @@ export interface TabOptions {
 
 export class ViewTab extends MainAreaWidget<Panel> {
   readonly viewId: string;
-  readonly kernel: string;
   readonly #options: TabOptions;
   readonly #words = h("p", { class: "gl-lab-gone", attrs: { role: "status" } });
   #place: Place | null = null;
@@ -37,9 +36,8 @@ export class ViewTab extends MainAreaWidget<Panel> {
   constructor(options: TabOptions) {
     const content = new Panel();
     super({ content });
-    const { id, kernel, trans } = options;
+    const { id, trans } = options;
     this.viewId = id;
-    this.kernel = kernel;
     this.#options = options;
     this.addClass("gl-lab-tab-area");
     content.addClass("gl-lab-tab");
@@ -52,6 +50,11 @@ export class ViewTab extends MainAreaWidget<Panel> {
       const words = error instanceof Error ? error.message : String(error);
       this.#end(trans.__("This view is not there any more: %1", words));
     });
+  }
+
+  /** Where the view is found again after the page was loaded again: a notebook may have been renamed. */
+  get kernel(): string {
+    return this.#place?.notebook?.context.path ?? this.#options.kernel;
   }
 
   /** The view, where it is drawn. */

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { faultOf, type Known, standingOf } from "../../js/lab/standing";
+import { faultOf, hopeless, type Known, standingOf } from "../../js/lab/standing";
 
 const JOINED: Known = { kernel: true, status: "idle", connection: "connected", language: "python", join: "joined" };
 
@@ -38,4 +38,16 @@ describe("what a failed registration says", () => {
   ] as const)("%s", (fault, name, value) => {
     expect(faultOf(name, value)).toBe(fault);
   });
+});
+
+describe("what must be done before a kernel can be asked", () => {
+  it.each(["none", "dead", "language", "missing", "old", "failed"] as const)("%s", (standing) => {
+    expect(hopeless(standing)).toBe(true);
+  });
+  it.each(["starting", "joining", "waiting", "restarting", "offline", "busy", "ready"] as const)(
+    "not %s",
+    (standing) => {
+      expect(hopeless(standing)).toBe(false);
+    },
+  );
 });
