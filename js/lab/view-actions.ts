@@ -5,8 +5,9 @@ import { type INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { type KernelEnds, NotJoined, type ViewFacts } from "./kernel-end";
 import { standingWords } from "./names";
+import { pngOf } from "./picture";
 import type { Place } from "./place";
-import { download, type FileKind, pngOf } from "./save";
+import { download, type FileKind } from "./save";
 
 /** A view: the kernel's id of it, the kernel, and what shows it. */
 export interface Subject {

@@ -1,0 +1,90 @@
+/**
+ * What a view shows as a PNG: a copy of its elements with our own style rules, drawn by the browser from inside an SVG.
+ * Libraries for that copy the computed style of every element instead, which takes seconds under JupyterLab's rules.
+ */
+
+const SCALE = 2;
+const XHTML = "http://www.w3.org/1999/xhtml";
+/** Characters that XML does not have. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: those are the ones
+const NOT_XML = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])/g;
+const INHERITED = ["color", "font-family", "font-size", "font-weight", "line-height", "direction"];
+
+export async function pngOf(node: HTMLElement): Promise<Blob> {
+  const [width, height] = [node.scrollWidth, node.scrollHeight];
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(drawing(node, width, height))}`;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width * SCALE, height * SCALE];
+  canvas.getContext("2d")?.drawImage(image, 0, 0, canvas.width, canvas.height);
+  const made = await new Promise<Blob | null>((resolve) => canvas.toBlob(resolve, "image/png"));
+  if (!made) throw new Error("the browser could not draw it");
+  return made;
+}
+
+/** The view as SVG text. */
+export function drawing(node: HTMLElement, width: number, height: number): string {
+  const rules = ourRules();
+  const around = document.createElement("div");
+  const said = getComputedStyle(node);
+  for (const name of INHERITED) around.style.setProperty(name, said.getPropertyValue(name));
+  for (const [name] of rules.matchAll(/--(?!gl-)[\w-]+/g))
+    around.style.setProperty(name, said.getPropertyValue(name).trim());
+  around.style.background = paper(node);
+  around.style.width = `${width}px`;
+  around.style.height = `${height}px`;
+  const style = document.createElement("style");
+  style.textContent = rules;
+  around.append(style, copyOf(node));
+  const inside = new XMLSerializer().serializeToString(around).replace(NOT_XML, "");
+  const size = `width="${width}" height="${height}"`;
+  const whole = `<foreignObject ${size}>${inside}</foreignObject>`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} viewBox="0 0 ${width} ${height}">${whole}</svg>`;
+}
+
+/** A copy that looks like the original: what was typed, chosen, scrolled and painted is written into it. */
+function copyOf(node: HTMLElement): HTMLElement {
+  const copy = node.cloneNode(true) as HTMLElement;
+  const copies = [copy, ...copy.querySelectorAll("*")];
+  [node, ...node.querySelectorAll("*")].forEach((one, i) => {
+    const two = copies[i];
+    if (one instanceof HTMLInputElement) {
+      two.setAttribute("value", one.value);
+      two.toggleAttribute("checked", one.checked);
+    } else if (one instanceof HTMLTextAreaElement) two.textContent = one.value;
+    else if (one instanceof HTMLOptionElement) two.toggleAttribute("selected", one.selected);
+    else if (one instanceof HTMLCanvasElement) {
+      const painted = document.createElementNS(XHTML, "img") as HTMLImageElement;
+      painted.src = one.toDataURL();
+      for (const { name, value } of one.attributes) painted.setAttribute(name, value);
+      two.replaceWith(painted);
+    }
+    const first = two.firstElementChild;
+    if ((one.scrollTop || one.scrollLeft) && (first instanceof HTMLElement || first instanceof SVGElement))
+      first.style.translate = `${-one.scrollLeft}px ${-one.scrollTop}px`;
+  });
+  copy.style.margin = "0";
+  return copy;
+}
+
+/** The style rules of the page that are gemloupe's. */
+function ourRules(): string {
+  const found: string[] = [];
+  for (const sheet of document.styleSheets) {
+    try {
+      for (const { cssText } of sheet.cssRules) if (/[.\s]gl-/.test(cssText)) found.push(cssText);
+    } catch {
+      // a sheet of another origin
+    }
+  }
+  return [...new Set(found)].join("\n");
+}
+
+function paper(node: Element): string {
+  for (let at: Element | null = node; at; at = at.parentElement) {
+    const { backgroundColor } = getComputedStyle(at);
+    if (backgroundColor && !/^rgba\(.*, 0\)$|^transparent$/.test(backgroundColor)) return backgroundColor;
+  }
+  return "#ffffff";
+}
