@@ -135,7 +135,8 @@ export class KernelEnd {
 
   get standing(): Standing {
     const kernel = this.kernel;
-    const status = kernel?.status ?? (this.context.isDisposed ? "dead" : this.context.kernelDisplayStatus);
+    const displayed = this.context.isDisposed ? "dead" : this.context.kernelDisplayStatus;
+    const status = displayed === "restarting" ? displayed : (kernel?.status ?? displayed);
     return standingOf({
       kernel: kernel !== null,
       status: status === "busy" && performance.now() - this.#busySince < BUSY ? "idle" : status,

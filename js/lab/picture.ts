@@ -3,6 +3,8 @@
  * Libraries for that copy the computed style of every element instead, which takes seconds under JupyterLab's rules.
  */
 
+import { svg } from "../components/svg";
+
 const SCALE = 2;
 const XHTML = "http://www.w3.org/1999/xhtml";
 /** Characters that XML does not have. */
@@ -37,10 +39,11 @@ export function drawing(node: HTMLElement, width: number, height: number): strin
   const style = document.createElement("style");
   style.textContent = rules;
   around.append(style, copyOf(node));
-  const inside = new XMLSerializer().serializeToString(around).replace(NOT_XML, "");
-  const size = `width="${width}" height="${height}"`;
-  const whole = `<foreignObject ${size}>${inside}</foreignObject>`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} viewBox="0 0 ${width} ${height}">${whole}</svg>`;
+  const inside = svg("foreignObject", { width, height });
+  inside.append(around);
+  const whole = svg("svg", { width, height });
+  whole.append(inside);
+  return new XMLSerializer().serializeToString(whole).replace(NOT_XML, "");
 }
 
 /** A copy that looks like the original: what was typed, chosen, scrolled and painted is written into it. */
@@ -62,7 +65,7 @@ function copyOf(node: HTMLElement): HTMLElement {
     }
     const first = two.firstElementChild;
     if ((one.scrollTop || one.scrollLeft) && (first instanceof HTMLElement || first instanceof SVGElement))
-      first.style.translate = `${-one.scrollLeft}px ${-one.scrollTop}px`;
+      first.style.setProperty("translate", `${-one.scrollLeft}px ${-one.scrollTop}px`);
   });
   copy.style.margin = "0";
   return copy;
