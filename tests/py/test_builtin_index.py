@@ -7,7 +7,9 @@ from pathlib import Path
 import gemloupe
 import numpy as np
 import pytest
+from gemloupe.feature import FeatureId
 from gemloupe.load.scope import Scope
+from gemloupe.study.automatic import automatic
 from gemloupe.study.index import Index
 
 SCOPE = Path(gemloupe.__file__).parent / "scopes" / "gemma-3-270m"
@@ -66,3 +68,23 @@ def test_matches_are_of_the_saes_that_ship():
             assert all(len(one) >= 2 for one in after)
             beside[layer] = np.mean([any(match.same for match in one) for one in after])
         assert np.mean(list(beside.values())) > 0.5, "most features of the residual stream go on"
+
+
+def without_near(label):
+    """Which of several words that are equally often near is named is not the point."""
+    return label and [part for part in label.text.split(" · ") if not part.startswith("near ")]
+
+
+def test_automatic_labels_from_what_is_kept_are_those_of_the_evidence():
+    with gemloupe.open() as loupe:
+        index, compared = loupe.index_in_use, 0
+        for site in index.sites[::6]:
+            for number in range(0, index.width(site), 400):
+                feature = FeatureId(site, number)
+                made = automatic(
+                    feature, [text for text, _ in loupe.feature(feature).promotes], loupe.evidence(feature)
+                )
+                known = next((one for one in loupe.labels.of(feature) if one.source == "automatic"), None)
+                assert without_near(made) == without_near(known), feature
+                compared += 1
+        assert compared > 20

@@ -43,7 +43,7 @@ def block(cell, name):
 
 def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     elsewhere = f"import os\nos.environ['GEMLOUPE_DATA'] = {str(tmp_path)!r}\n"
-    nb = notebook(elsewhere + OPEN, TEXT)
+    nb = notebook(elsewhere + OPEN, TEXT, "w.figure()")
     nb.run(0)
     cell = nb.cell(1)
     plot = cell.get_by_role("listbox", name="Features by layer")
@@ -119,12 +119,15 @@ def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     nb.wait_for_kernel("w.card is None")
 
     # Files.
-    for kind in ("SVG", "PNG"):
+    def save(kind):
         with nb.page.expect_download() as saved:
             cell.get_by_role("button", name=f"Save the picture as {kind}").click()
         path = tmp_path / saved.value.suggested_filename
         saved.value.save_as(path)
-        assert path.read_bytes()[:4] == (b"<svg" if kind == "SVG" else b"\x89PNG")
+        return path
+
+    assert save("PNG").read_bytes()[:4] == b"\x89PNG"
+    assert save("SVG").read_text().startswith("<svg")
 
     cell.get_by_role("radio", name="grid").click()
     nb.wait_for_kernel("w.view == 'grid'")
@@ -132,7 +135,15 @@ def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     cell.locator("canvas").click(position={"x": 200, "y": 90})
     expect(cell.locator(".gl-grid-said")).to_contain_text("layer")
     shot(cell, "evolution-grid")
+    assert save("PNG").read_bytes()[:4] == b"\x89PNG"
+    drawn = save("SVG").read_text()
+    assert "res.17" in drawn and "Paris" in drawn
     cell.get_by_role("radio", name="layers").click()
+
+    # The same as a plotly figure, which needs no network either.
+    nb.run(2)
+    expect(nb.cell(2).locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    shot(nb.cell(2), "evolution-figure")
 
     nb.command("apputils:change-theme", theme="JupyterLab Dark")
     expect(cell.locator(".gl-root").first).to_have_attribute("data-gl-theme", "dark")

@@ -206,9 +206,10 @@ def _common(tokens: Iterable[str]) -> str | None:
     return next(token.strip() or token for token in every if _same(token) == key)
 
 
-def _around(example: Example) -> set[str]:
-    """Words near the peak that say something, without the two beside it."""
+def _around(example: Example) -> list[str]:
+    """Words near the peak that say something, without the two beside it, each once. In the order of the text: that of a
+    set is another in every process, and with it the words that are named."""
     first, last = max(example.peak - _AROUND, 0), example.peak + _AROUND + 1
     far = [t for i, t in enumerate(example.tokens[first:last], first) if abs(i - example.peak) > 1]
-    words = {_same(token) for token in far if token.strip().isalpha() and len(token.strip()) > 2}
-    return words - _COMMON - {_same(example.tokens[example.peak])}
+    words = dict.fromkeys(_same(token) for token in far if token.strip().isalpha() and len(token.strip()) > 2)
+    return [word for word in words if word not in _COMMON and word != _same(example.tokens[example.peak])]
