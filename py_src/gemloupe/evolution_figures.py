@@ -272,25 +272,24 @@ def heat(grid: Grid, names: Names | None = None) -> Figure:
     import plotly.graph_objects as go
 
     names = names or {}
-    rows = {site: row for site, row in zip(grid.sites, grid.values, strict=True)}
-    features = dict(zip(grid.sites, grid.features or (), strict=False))
-    every = sorted({*grid.sites, *grid.missing})
+    features: Sequence[FeatureId | None] = grid.features or [None] * len(grid.sites)
+    rows = list(zip(grid.sites, features, grid.values, strict=True))
+    rows += [(site, None, None) for site in grid.missing]
+    if grid.missing:
+        rows.sort(key=lambda row: row[0])
     labels, said = [], []
-    for site in every:
-        feature = features.get(site)
-        labels.append(f"{site} (not open)" if site not in rows else str(feature or site))
-        if site in rows and grid.features is not None and feature is None:
+    for site, feature, values in rows:
+        labels.append(f"{site} (not open)" if values is None else str(feature or site))
+        if values is not None and grid.features is not None and feature is None:
             labels[-1] = f"{site} (no match)"
-        said.append(names.get(feature, "") if feature is not None else "")
+        said.append("" if feature is None else names.get(feature, ""))
     empty = np.full(len(grid.tokens), np.nan)
-    values = [rows.get(site, empty) for site in every]
-    shown = np.log10(np.maximum(values, 1e-9)) if grid.measure == "norm" else np.asarray(values)
+    values = np.array([empty if values is None else values for *_, values in rows]).reshape(len(rows), len(empty))
+    shown = np.log10(np.maximum(values, 1e-9)) if grid.measure == "norm" else values
     figure = go.Figure(
         go.Heatmap(
             z=shown,
-            customdata=np.dstack([np.asarray(values), np.array([[one] * len(empty) for one in said], object)])
-            if every
-            else None,
+            customdata=np.dstack([values, np.array([[one] * len(empty) for one in said], object)]) if rows else None,
             x=list(range(len(grid.tokens))),
             y=labels,
             colorscale="Blues" if grid.features is not None else "Viridis",
@@ -300,7 +299,7 @@ def heat(grid: Grid, names: Names | None = None) -> Figure:
             xgap=1,
             ygap=1,
             colorbar_title_text=f"log10 {grid.measure}" if grid.measure == "norm" else grid.measure,
-            text=[[repr(token.text) for token in grid.tokens]] * len(every),
+            text=[[repr(token.text) for token in grid.tokens]] * len(rows),
             hovertemplate=f"%{{y}} at %{{text}} (%{{x}})<br>{grid.measure} %{{customdata[0]:.4g}}"
             "<br>%{customdata[1]}<extra></extra>",
         )
@@ -309,9 +308,7 @@ def heat(grid: Grid, names: Names | None = None) -> Figure:
     places = list(range(0, len(grid.tokens), step))
     figure.update_xaxes(tickvals=places, ticktext=[_short(grid.tokens[i].text, 12) for i in places], tickangle=-60)
     figure.update_yaxes(type="category")
-    figure.update_layout(
-        template="plotly_white", height=max(260, 20 * len(every) + 160), title_text=_title(grid, names)
-    )
+    figure.update_layout(template="plotly_white", height=max(260, 20 * len(rows) + 160), title_text=_title(grid, names))
     return figure
 
 

@@ -244,6 +244,16 @@ def test_a_grid_of_a_feature(chained):
     assert grid.measure == "strength" and "4 sites by" in repr(grid)
 
 
+def test_several_features_of_one_site_have_a_row_each(evolution):
+    trace = evolution.trace
+    chosen = [hit.feature for hit in trace.top(3, site="res.2")]
+    grid = evolution.strengths(chosen)
+    shown = grid.figure().data[0]
+    assert list(shown.y) == [str(one) for one in chosen] and shown.z.shape == (3, len(trace))
+    for row, feature in zip(shown.z, chosen, strict=True):
+        np.testing.assert_allclose(row[1:], trace[feature][1:] / trace.maxima[feature.site][feature.index], rtol=1e-5)
+
+
 def test_a_feature_whose_maximum_is_not_known_is_shown_raw(tiny3, evolution):
     feature = "mlp.1/0"
     grid = evolution.grid(feature)
