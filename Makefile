@@ -91,8 +91,8 @@ chromium:
 watch: node_modules/.installed
 	PATH="$(NODE_DIR)/bin:$$PATH" $(NODE) js/build.mjs widgets --watch
 
-# Those that make what ships, rather than measure, are run by hand.
-MAKERS := $(addprefix benchmarks/,builtin_index.py carry_labels.py train_on_gpu.py write_text.py)
+# Those that make what ships, or that others run, are not benchmarks.
+MAKERS := $(addprefix benchmarks/,builtin_index.py carry_labels.py dashboard.py train_on_gpu.py write_text.py)
 bench: model py_src/gemloupe/static/.stamp
 	@for script in $(filter-out $(MAKERS),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 

@@ -1,20 +1,24 @@
 """What indexing costs: all features of all built-in sites, against the bare forward pass on the same tokens.
 
-    OMP_NUM_THREADS=1 python benchmarks/index.py [--tokens 16384] [--parts speed,dense,memory,open] [--index FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/index.py [--tokens 16384] [--parts speed,dense,dashboard,memory,open]
+                                                 [--dashboard PYTHON] [--index FOLDER]
 
 Prints one table for each part. Times are CPU seconds of one thread, which other programs disturb least; give
-OMP_NUM_THREADS=1. `speed`: on TEXT (a folder of token ids from write_text.py), or on sampled ids if there is none.
-`dense`: a straightforward version that stands in for SAEDashboard: some features of one site at a time, their dense
-activations kept, then feature by feature its figures and examples. SAEDashboard itself (0.8.0, needs other versions of
-everything) was measured at 241 to 274 tokens a second for 128 features with two threads. `memory`: a tiny random model,
-to a million tokens. `open`: opening the index in FOLDER, and features of it.
+OMP_NUM_THREADS=1. `speed`: on the text of the index that ships, or on TEXT (a folder of token ids from write_text.py).
+`dense`: a straightforward version: some features of one site at a time, their dense activations kept, then feature by
+feature its figures and examples. `dashboard`: SAEDashboard itself, with PYTHON, which has it (`dashboard.py` says how).
+`memory`: a tiny random model, to a million tokens. `open`: opening an index (FOLDER, or the one that ships), and
+features of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,15 +39,16 @@ from gemloupe.study.index.build import Report, build
 from gemloupe.study.index.tally import Tally, place_of
 
 LENGTH, TOGETHER = 256, 1024
+SHIPPED = Path(gl.__file__).parent / "scopes" / "gemma-3-270m" / "index"
 
 
-def passages(folder: Path | None, tokens: int, loaded: Any) -> list[list[int]]:
+def passages(folder: Path | None, tokens: int) -> list[list[int]]:
     rows = -(-tokens // LENGTH)
     files = sorted(folder.glob("*.npy")) if folder is not None else []
     if files:
         return np.concatenate([np.load(file) for file in files[: 1 + rows // 128]])[:rows].tolist()
-    draw = random.Random(0)
-    return [[loaded.bos, *(draw.randrange(1000, 200_000) for _ in range(LENGTH - 1))] for _ in range(rows)]
+    index = Index.open(SHIPPED)
+    return [index.passage(number).tolist() for number in range(min(rows, index.about.passages))]
 
 
 class Clock:
@@ -136,6 +141,30 @@ def dense(loupe: gl.Loupe, rows: list[list[int]], site: Site, features: int, our
     print(f"{'index: all features of all sites':<44}{mine:>18,.0f}   {mine / theirs:.0f} times as many")
 
 
+def dashboard(loupe: gl.Loupe, rows: list[list[int]], site: Site, features: int, ours: float, python: str) -> None:
+    """`ours` in tokens a second of one thread's CPU time; so is theirs, with one thread."""
+    from gemloupe.load.builtin import builtin_model
+
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        loupe.sae(site).save_model(place / "sae")
+        np.save(place / "tokens.npy", np.array(rows, np.int32))
+        script = Path(__file__).with_name("dashboard.py")
+        command = [python, str(script), str(place), str(builtin_model()), "--features", str(features)]
+        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"SAEDashboard did not run:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    theirs = found["tokens"] * found["features"] / found["cpu"]
+    mine = ours * sum(loupe.about.widths.values())
+    print(f"\n{'':<44}{'tokens/s':>10}{'feature-tokens/s':>18}")
+    print(
+        f"{f'SAEDashboard: {features} features of {site}':<44}{found['tokens'] / found['cpu']:>10.0f}{theirs:>18,.0f}"
+    )
+    print(f"{'index: all features of all sites':<44}{ours:>10.0f}{mine:>18,.0f}   {mine / theirs:.0f} times as many")
+
+
 def memory(tokens: int) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "py"))
     from conftest import tiny_scope
@@ -185,21 +214,26 @@ def opening(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="speed,dense,memory,open")
+    parser.add_argument("--dashboard", metavar="PYTHON")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--most", type=int, default=1_000_000, help="tokens of the memory part")
     parser.add_argument("--text", type=Path)
-    parser.add_argument("--index", type=Path)
+    parser.add_argument("--index", type=Path, default=SHIPPED)
     asked = parser.parse_args()
     parts = asked.parts.split(",")
-    if "speed" in parts or "dense" in parts:
+    if "dashboard" in parts and asked.dashboard is None:
+        parser.error("--dashboard names the Python that has SAEDashboard")
+    if {"speed", "dense", "dashboard"} & set(parts):
         with gl.open(device="cpu") as loupe:
-            rows = passages(asked.text, asked.tokens, loupe.engine.loaded)
+            rows = passages(asked.text, asked.tokens)
             ours = speed(loupe, rows)
             if "dense" in parts:
                 dense(loupe, rows[:16], Site.of("res.9"), 128, ours)
+            if "dashboard" in parts:
+                dashboard(loupe, rows[:16], Site.of("res.9"), 128, ours, asked.dashboard)
     if "memory" in parts:
         memory(asked.most)
-    if "open" in parts and asked.index is not None:
+    if "open" in parts:
         opening(asked.index)
 
 

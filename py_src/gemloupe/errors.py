@@ -510,7 +510,8 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     ),
     "index-not-found": (
         FileNotFoundError,
-        "No index in {folder}: there is no manifest.json. Make one with loupe.index(texts, name=...).",
+        "No index in {folder}: there is no manifest.json. Those that have a name here: {names}. Make one with "
+        "loupe.index(texts, name=...).",
     ),
     "index-unfinished": (
         FileNotFoundError,

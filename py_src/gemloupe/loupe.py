@@ -23,7 +23,7 @@ from .engine.protocol import (
     ReadRequest,
 )
 from .engine.stream import Stream
-from .errors import refuse
+from .errors import Refusal, refuse
 from .feature import FeatureId
 from .fidelity import Fidelities, Fidelity
 from .site import Site
@@ -488,12 +488,18 @@ class Loupe:
     def index_in_use(self) -> Index | None:
         """The index that evidence comes from: the one made or chosen last, else the one that came with the SAEs."""
         if self._index is None:
-            from .study.index.store import Index
-
-            folder = getattr(getattr(self.engine, "scope", None), "folder", None)
-            if folder is not None and (folder / "index" / "manifest.json").is_file():
-                self._index = Index.open(folder / "index", made_for=self._about.about)
+            self._index = self._own_index
         return self._index
+
+    @cached_property
+    def _own_index(self) -> Index | None:
+        """The index that came with the SAEs."""
+        from .study.index.store import Index
+
+        folder = getattr(getattr(self.engine, "scope", None), "folder", None)
+        if folder is None or not (folder / "index" / "manifest.json").is_file():
+            return None
+        return Index.open(folder / "index", made_for=self._about.about)
 
     def evidence(self, feature: FeatureId | str, context: int | None = 10) -> FeatureEvidence:
         """What the index in use knows of a feature: its strongest and random examples, histogram, tokens, companions.
@@ -515,20 +521,33 @@ class Loupe:
         if self._labels is None:
             from .study.labels import labels_of
 
-            self._labels = labels_of(self.engine, self._evidence_or_none, self._fires_on)
+            self._labels = labels_of(self.engine, self._evidence_for_label, self._fires_on, self._evidence_or_none)
         return self._labels
 
     def _evidence_or_none(self, feature: FeatureId) -> FeatureEvidence | None:
         index = self.index_in_use
-        if index is None or feature.site not in index.sites:
-            return None
-        return index.evidence(feature, 10)
+        return None if index is None or feature.site not in index.sites else index.evidence(feature, 10)
+
+    def _evidence_for_label(self, feature: FeatureId) -> FeatureEvidence | None:
+        index = self._larger_index
+        return None if index is None or feature.site not in index.sites else index.evidence(feature, 10)
+
+    @property
+    def _larger_index(self) -> Index | None:
+        """What automatic labels are made from: the index that came with the SAEs, or the one in use if that has more
+        text. Of a few sentences most features would be said never to fire."""
+        index = self.index_in_use
+        try:
+            own = self._own_index
+        except Refusal:  # it is of other SAEs: what is in use has to do
+            return index
+        return own if own is not None and index is not None and own.about.tokens > index.about.tokens else index
 
     def _fires_on(self, feature: FeatureId) -> tuple[str, str] | None:
-        """The name of the index in use, and what is kept there of the tokens a feature fires on."""
+        """The name of the index that labels are made from, and what is kept there of the tokens a feature fires on."""
         from .study.automatic import read_fires
 
-        index = self.index_in_use
+        index = self._larger_index
         if index is None:
             return None
         if self._fires is None or self._fires[0] != index.folder:
@@ -634,16 +653,10 @@ class Loupe:
         )
 
     def _fill_labels(self) -> None:
-        """Automatic labels of every open site, so that words find them."""
-        from . import __version__
+        """Automatic labels of every open site, and the words of examples in the index in use, to search."""
         from .study.labels import fill
 
-        index = self.index_in_use
-        if index is None:
-            fill(self.labels, self.engine, None, f"{__version__} none")
-            return
-        stamp = f"{__version__} {index.about.name} {index.about.made}"
-        fill(self.labels, self.engine, self._evidence_or_none, stamp, index.folder)
+        fill(self.labels, self.engine, self._larger_index, self.index_in_use)
 
     def neighbours(
         self, feature: FeatureId | str, k: int = 10, *, same_site: bool | None = None
@@ -657,14 +670,18 @@ class Loupe:
         from .study.neighbours import neighbours
 
         name = FeatureId.of(feature)
-        file = self._neighbour_file
-        known = None if file is None or k is True or not isinstance(k, int) or k < 1 else file.of(name, k, same_site)
-        return neighbours(self._local(), name, k, same_site) if known is None else known
+        known = None if k is True or not isinstance(k, int) or k < 1 else self.kept_neighbours(name, k, same_site)
+        if known is None or len(known) < k:
+            return neighbours(self._local(), name, k, same_site)
+        return known
 
-    def kept_neighbours(self, feature: FeatureId, k: int, same_site: bool) -> tuple[Neighbour, ...] | None:
-        """As `neighbours`, if they can be had without reading any decoder; else None."""
+    def kept_neighbours(self, feature: FeatureId, k: int, same_site: bool | None) -> tuple[Neighbour, ...] | None:
+        """As `neighbours`, if they can be had without reading any decoder; else None. May be fewer than k: the file is
+        of all sites that come along, and these are those of its k that are open."""
         file = self._neighbour_file
-        return None if file is None else file.of(feature, k, same_site)
+        known = None if file is None else file.of(feature, k, same_site)
+        opened = tuple(one for one in known or () if one.feature.site in self._about.widths)
+        return opened or (known and None)
 
     @cached_property
     def _neighbour_file(self) -> NeighbourFile | None:

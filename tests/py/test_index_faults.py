@@ -351,8 +351,19 @@ def test_lone_surrogates_are_skipped(tiny3, tmp_path):
 def test_so_many_tokens_and_no_more(tiny3, tmp_path):
     index = make(tiny3, tmp_path / "index", iter(TEXTS), most=600)
     assert 600 <= index.about.tokens < 600 + LENGTH
-    with refused("count-unreadable"):
-        make(tiny3, tmp_path / "other", most=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"most": 0}, {"most": "5k"}, {"most": True}, {"length": 1}, {"length": "x"}, {"seed": -1}, {"seed": 1 << 64}],
+)
+def test_numbers_that_are_none(tiny3, tmp_path, wrong):
+    (name,) = wrong
+    said = {"most": "tokens", "length": "passage"}.get(name, name)
+    with refused("count-unreadable") as caught:
+        make(tiny3, tmp_path / "other", **wrong)
+    assert str(caught.value).startswith(f"{said} is ")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 97, 7, None])
@@ -364,10 +375,16 @@ def test_names_that_are_no_folder(tiny3, name):
 # ---- opening what is not whole
 
 
-def test_opening_what_is_damaged(tiny3, tmp_path):
+def test_opening_what_is_damaged(tiny3, tmp_path, monkeypatch):
     folder = tmp_path / "index"
     with refused("index-not-found"):
         Index.open(folder)
+    with monkeypatch.context() as patch:
+        patch.setenv("GEMLOUPE_CACHE", str(tmp_path / "cache"))
+        make(tiny3, tmp_path / "cache/indexes/known", TEXTS[:2])
+        with refused("index-not-found") as caught:
+            tiny3.use("unknown")
+        assert "here: known." in str(caught.value)
     make(tiny3, folder, TEXTS[:9])
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, code in [

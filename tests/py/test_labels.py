@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import gemloupe
@@ -13,7 +14,8 @@ from gemloupe.evidence import Example, FeatureEvidence
 from gemloupe.feature import FeatureId
 from gemloupe.label import SOURCES, Label
 from gemloupe.site import Site
-from gemloupe.study.automatic import automatic, automatic_rows, peaks, read_fires, write_fires
+from gemloupe.study.automatic import automatic, automatic_rows, peaks, read_fires, tokens_of, write_fires
+from gemloupe.study.index.build import build
 from gemloupe.study.labels import CURATED, Known, Labels, fill, labels_of
 
 SHIPPED = Path(gemloupe.__file__).parent / "scopes" / "gemma-3-270m"
@@ -410,11 +412,37 @@ def test_labels_are_filled_once(tiny2, tmp_path):
     labels = labels_of(tiny2.engine)
     labels.path = tmp_path / "l.sqlite"
     labels._forget()
-    fill(labels, tiny2.engine, None, "1 none")
+    fill(labels, tiny2.engine, None)
     before = labels.of("res.2/3")
     assert before[0].source == "automatic" and before[0].text.startswith("promotes")
-    assert labels.stamp(Site.of("res.2")) == "1 none"
-    fill(labels, tiny2.engine, None, "1 none")
-    assert labels.of("res.2/3") == before, "not made again"
+    stamp = labels.stamp(Site.of("res.2"))
+    fill(labels, tiny2.engine, None)
+    assert labels.of("res.2/3") == before and labels.stamp(Site.of("res.2")) == stamp, "not made again"
     assert labels.of("mlp.1/3") == (), "a site without statistics has none"
+    labels.close()
+
+
+def test_words_of_examples_are_found_in_the_index_in_use(tiny2, tmp_path):
+    """Labels are from the larger index; what the examples peak at, from the one that is looked at."""
+    large = build(tiny2.engine, [f"the cat number {i} sat" for i in range(40)], tmp_path / "large", length=16)
+    small = build(tiny2.engine, ["marmalade and butter for breakfast"] * 3, tmp_path / "small", length=16)
+    labels = labels_of(tiny2.engine)
+    labels.path = tmp_path / "l.sqlite"
+    labels._forget()
+    fill(labels, tiny2.engine, large, small)
+    site = Site.of("res.2")
+    for index, words in enumerate(tokens_of(small, site)):
+        feature = FeatureId(site, index)
+        expected = peaks(replace(small.evidence(feature), on=()))
+        assert {one.casefold() for one in words.split()} == {one.strip().casefold() for one in expected if one.strip()}
+    automatic_labels = [labels.of(f"res.2/{index}")[0] for index in range(96)]
+    assert {one.by for one in automatic_labels} == {"counts over the index large"}
+    feature, word = next(
+        (i, text.split()[0]) for i, text in enumerate(tokens_of(small, site)) if text.isascii() and text
+    )
+    found = [one for one in labels.search(word, limit=1000) if one.feature == FeatureId(site, feature)]
+    assert found and word.casefold() in found[0].label.text.casefold()
+    stamp = labels.stamp(site)
+    fill(labels, tiny2.engine, large, large)
+    assert labels.stamp(site) != stamp, "another index is in use"
     labels.close()

@@ -1,5 +1,6 @@
 """Nearest features by decoder cosine: exact, both ways, from the decoders and from the file."""
 
+import gemloupe
 import numpy as np
 import pytest
 from gemloupe.errors import Refusal
@@ -90,6 +91,17 @@ def test_the_file_says_the_same(tiny2, tmp_path):
     assert file.of(FeatureId.of("res.0/0"), 6, True) is None
     refused("feature-out-of-range", lambda: file.of(FeatureId.of("res.0/96"), 5))
     assert not list((tmp_path / "index").glob(".*"))
+
+
+def test_of_sites_that_are_closed_nothing_is_shown(tmp_path):
+    """The file that comes along is of all sites; what is near in one that is not open cannot be looked at."""
+    with gemloupe.open(sites=["res.12", "res.11"]) as loupe:
+        found = loupe.neighbours("res.12/0", 10, same_site=False)
+        assert len(found) == 10 and {one.feature.site for one in found} == {Site.of("res.11")}
+        kept = [one.feature for one in loupe.kept_neighbours(FeatureId.of("res.12/0"), 10, False) or ()]
+        assert kept == [one.feature for one in found[: len(kept)]]
+        assert len(loupe.search(near="res.12/0", k=4)) == 4
+        assert len(loupe.kept_neighbours(FeatureId.of("res.12/0"), 5, True)) == 5
 
 
 def test_files_that_are_none_are_refused(tmp_path):

@@ -10,13 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..engine.protocol import FeatureFacts
 from ..evidence import Example, FeatureEvidence
 from ..feature import FeatureId
 from ..label import Label
 from ..site import Site
+
+if TYPE_CHECKING:
+    from .index import Index
 
 FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 EvidenceOf = Callable[[FeatureId], FeatureEvidence | None]
@@ -59,12 +64,17 @@ def joined(fires_on: str, promotes: Iterable[str]) -> str:
 
 
 def automatic_rows(
-    site: Site, width: int, facts: FactsOf, evidence: EvidenceOf | None = None, kept: Sequence[str] | None = None
+    site: Site,
+    width: int,
+    facts: FactsOf,
+    evidence: EvidenceOf | None = None,
+    kept: Sequence[str] | None = None,
+    tokens: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, str, str]]:
     """(feature, label, tokens of its examples) of every feature of a site that something is known of.
 
     `kept` is what `write_fires` wrote of the site: evidence is then not looked at, which takes milliseconds for each
-    feature, and the tokens are those that the label names.
+    feature. `tokens` are those of the examples (`tokens_of`), without which they are taken from the evidence.
     """
     for start in range(0, width, _BATCH):
         names = tuple(FeatureId(site, index) for index in range(start, min(start + _BATCH, width)))
@@ -75,10 +85,32 @@ def automatic_rows(
                 found = evidence(one.feature)
             on = kept[index] if kept is not None else "" if found is None else fires(found)
             label = joined(on, (text for text, _ in one.promotes))
-            if label:
-                yield index, label, "" if found is None else " ".join(peaks(found))
-        if start == 0 and evidence is None and kept is None and not any(one.promotes for one in known):
+            seen = tokens[index] if tokens is not None else "" if found is None else " ".join(peaks(found))
+            if label or seen:
+                yield index, label, seen
+        if start == 0 and evidence is None and kept is tokens is None and not any(one.promotes for one in known):
             return  # a scope without statistics has none for any feature
+
+
+def tokens_of(index: Index, site: Site) -> list[str]:
+    """Of every feature of a site, the tokens that its examples in an index peak at, each once, as a text to search."""
+    offsets, ids = index.peaks(site)
+    known = np.fromiter(index.texts, np.int64, len(index.texts))
+    texts, first = [], {}
+    for text in index.texts.values():
+        whole = "" if text.startswith("⟨") and text.endswith("⟩") else text.strip()
+        texts.append(whole)
+        first.setdefault(whole.casefold(), len(first))
+    # Tokens that differ in capitals and spaces only are one.
+    same = np.array([first[text.casefold()] for text in texts])
+    order = np.argsort(known)
+    place = order[np.searchsorted(known, ids, sorter=order)]
+    feature = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    _, once = np.unique(feature * (len(first) + 1) + same[place], return_index=True)
+    found: list[list[str]] = [[] for _ in range(len(offsets) - 1)]
+    for one, which in zip(feature[np.sort(once)].tolist(), place[np.sort(once)].tolist(), strict=True):
+        found[one].append(texts[which])
+    return [" ".join(filter(None, words)) for words in found]
 
 
 def write_fires(

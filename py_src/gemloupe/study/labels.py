@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ from ..evidence import FeatureEvidence
 from ..feature import FeatureId
 from ..label import SOURCES, Label
 from ..site import Site
-from .automatic import EvidenceOf, automatic, automatic_rows, joined, read_fires
+from .automatic import automatic, automatic_rows, joined, read_fires, tokens_of
 from .find_labels import Found, find
 from .label_file import EXAMPLES, NOTE, Row, check, connect, number, put, remove, spelled, take_over
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import os
 
     from .explain import Explainer
+    from .index import Index
 
 T = TypeVar("T")
 
@@ -51,9 +53,11 @@ def labels_of(
     engine: Engine,
     evidence: Callable[[FeatureId], FeatureEvidence | None] = lambda feature: None,
     fires_on: Callable[[FeatureId], tuple[str, str] | None] = lambda feature: None,
+    examples: Callable[[FeatureId], FeatureEvidence | None] | None = None,
 ) -> Labels:
     """The labels of what an engine has open. `evidence` is what an index knows of a feature, where there is one;
-    `fires_on` the index's name and what `write_fires` left there of the feature, which is found in less time.
+    `fires_on` the index's name and what `write_fires` left there of the feature, which is found in less time; `examples`
+    what a language model is shown of it, if that is from another index.
 
     Where the data folder cannot be written, they are kept in memory, with a warning.
     """
@@ -72,7 +76,7 @@ def labels_of(
     def explainer() -> Explainer:
         from .explain import Explainer
 
-        return Explainer(engine, evidence)
+        return Explainer(engine, examples or evidence)
 
     options: dict[str, Any] = {"saes": saes, "automatic": make, "explainer": explainer}
     folder = getattr(getattr(engine, "scope", None), "folder", None)
@@ -99,23 +103,34 @@ def with_curated(labels: Labels, folder: Path | None) -> Labels:
     return labels
 
 
-def fill(labels: Labels, engine: Engine, evidence: EvidenceOf | None, stamp: str, index: Path | None = None) -> None:
-    """Automatic labels of every open site, where those kept are not of `stamp` already; so that they can be searched.
+def fill(labels: Labels, engine: Engine, index: Index | None, examples: Index | None = None) -> None:
+    """Automatic labels of every open site, and the tokens of its examples, so that they can be searched; where those
+    kept were not made from the same already.
 
-    A site at a time, with a bar if it takes long, so that it can be stopped and goes on where it was. `index` is the
-    folder of the index that `evidence` is from: what `write_fires` left there is used.
+    Labels are made from `index`, the tokens are those of `examples`. A site at a time, with a bar if it takes long, so
+    that it can be stopped and goes on where it was. What `write_fires` left beside the index is used.
     """
     from tqdm.auto import tqdm
 
+    from .. import __version__
+
     widths = engine.describe().widths
+    stamp = f"{__version__} {_stamp(index)} {_stamp(examples)}"
     due = [site for site in widths if labels.stamp(site) != stamp]
-    kept = {} if index is None or not due else read_fires(index) or {}
+    kept = {} if index is None or not due else read_fires(index.folder) or {}
+    by = "what its decoder promotes" if index is None else f"counts over the index {index.about.name}"
     for site in tqdm(due, "automatic labels", unit="site", leave=False, delay=3):
-        by = "what its decoder promotes" if evidence is None else f"counts over the index {stamp.partition(' ')[2]}"
-        mine = kept.get(site)
+        evidence = None if index is None or site not in index.sites else partial(index.evidence, context=10)
+        mine = kept.get(site) if evidence is not None else None
         if mine is not None and len(mine) != widths[site]:
             mine = None
-        labels.put_automatic(site, stamp, automatic_rows(site, widths[site], engine.facts, evidence, mine), by)
+        tokens = None if examples is None or site not in examples.sites else tokens_of(examples, site)
+        rows = automatic_rows(site, widths[site], engine.facts, evidence, mine, tokens)
+        labels.put_automatic(site, stamp, rows, by)
+
+
+def _stamp(index: Index | None) -> str:
+    return "none" if index is None else f"{index.about.name} {index.about.made} {index.manifest['text'][:16]}"
 
 
 def place_of(scope: str) -> Path:

@@ -22,6 +22,7 @@ import numpy as np
 
 from ...engine.protocol import TogetherRequest
 from ...errors import Refusal, refuse
+from ...feature import whole
 from ...load import cache
 from ...site import Site
 from . import scale
@@ -109,12 +110,11 @@ def build(
     about = engine.describe()
     if not about.widths:
         raise refuse("index-no-sites")
-    if most is not None and most < 1:
-        raise refuse("count-unreadable", name="tokens", given=most, least=1)
-    if length < 2:
-        raise refuse("count-unreadable", name="passage", given=length, least=2)
+    most = None if most is None else _count("tokens", most, 1)
+    shard, seed = _count("shard", shard, 1), _count("seed", seed, 0)
+    together = None if together is None else _count("together", together, 1)
     loaded = engine.loaded
-    length = min(length, loaded.context)
+    length = min(_count("passage", length, 2), loaded.context)
     cutter = Cutter(loaded.tokenizer, loaded.bos, loaded.special, loaded.model.lm_head.out_features, length)
     together = together or (1024 if loaded.device == "cpu" else 16384)
     source = Source(given)
@@ -126,6 +126,13 @@ def build(
         done = run.read(cutter.shards(source, plan["shard"], most))
         run.finish(done, source)
     return Index.open(folder, made_for=about.about)
+
+
+def _count(name: str, given: Any, least: int) -> int:
+    found = whole(given)
+    if found is None or not least <= found < 1 << 63:
+        raise refuse("count-unreadable", name=name, given=given, least=least)
+    return found
 
 
 @contextmanager

@@ -78,7 +78,8 @@ class Index:
         if not file.is_file():
             if (folder / "plan.json").is_file():
                 raise refuse("index-unfinished", folder=folder)
-            raise refuse("index-not-found", folder=folder)
+            names = ", ".join(made()) or "none"
+            raise refuse("index-not-found", folder=folder, names=names)
         manifest = read_json(file)
         theirs = manifest.get("format")
         if type(theirs) is not int or theirs < 1:
@@ -245,7 +246,26 @@ class Index:
                 self._columns[site, name] = plain(table.read(columns=[name])[name].combine_chunks())
         return self._columns[site, name]
 
+    def peaks(self, site: Site | str) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that the examples of a site's features peak at: (offsets int64 [feature + 1], ids int32), those of
+        feature n at offsets[n] to offsets[n + 1], strongest first. Reads all of the text."""
+        site = Site.of(site)
+        self.width(site)
+        with self._reading(f"{site}.parquet") as table:
+            found = table.read(columns=["passage", "position"])
+        passage, position = (found[name].combine_chunks() for name in ("passage", "position"))
+        starts, ids = self._text
+        where = starts[plain(passage.values).astype(np.int64)] + plain(position.values)
+        return plain(passage.offsets).astype(np.int64), ids[where]
+
     # ---- text
+
+    @property
+    def _text(self) -> tuple[np.ndarray, np.ndarray]:
+        """(where each passage begins, int64 [passage + 1]; the token ids of all)."""
+        with self._reading("passages.parquet") as table:
+            column = table.read(columns=["ids"])["ids"].combine_chunks()
+        return plain(column.offsets).astype(np.int64), plain(column.values)
 
     def passage(self, document: int) -> np.ndarray:
         """Token ids of a passage, int32 [token]; BOS first."""
@@ -278,6 +298,11 @@ class Index:
             found = table.read(columns=["id", "special"])
         both = zip(found["id"].to_pylist(), found["special"].to_pylist(), strict=True)
         return frozenset(ident for ident, special in both if special)
+
+    @property
+    def texts(self) -> Mapping[int, str]:
+        """The display text of every token that stands in the indexed text, by id."""
+        return MappingProxyType(self._texts)
 
     def text(self, ident: int) -> str:
         """The display text of a token that stands in the indexed text."""
@@ -342,6 +367,13 @@ def find(given: str | os.PathLike[str]) -> Path:
         named = named_folder(given)
         return named if named.exists() else folder
     return folder
+
+
+def made() -> tuple[str, ...]:
+    """The names of the finished indexes in the cache folder."""
+    from ...load import cache
+
+    return tuple(sorted(file.parent.name for file in (cache.folder() / "indexes").glob(f"*/{MANIFEST}")))
 
 
 def named_folder(name: str) -> Path:
