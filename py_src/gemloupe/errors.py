@@ -468,8 +468,8 @@ REFUSALS: dict[str, tuple[type[Exception], str]] = {
     ),
     "index-source-unreadable": (
         TypeError,
-        "Cannot index a {type}. Give a pattern of files such as 'texts/*.txt', a data set whose rows have a 'text', or "
-        "anything that gives texts or lists of token ids one after the other.",
+        "Cannot index a {type}. Give a pattern of files such as 'texts/*.txt', a data set or data frame with a 'text', "
+        "or anything that gives texts or lists of token ids one after the other.",
     ),
     "index-no-text": (
         ValueError,

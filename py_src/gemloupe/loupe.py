@@ -680,8 +680,9 @@ class Loupe:
         of all sites that come along, and these are those of its k that are open."""
         file = self._neighbour_file
         known = None if file is None else file.of(feature, k, same_site)
-        opened = tuple(one for one in known or () if one.feature.site in self._about.widths)
-        return opened or (known and None)
+        if not known:
+            return known
+        return tuple(one for one in known if one.feature.site in self._about.widths) or None
 
     @cached_property
     def _neighbour_file(self) -> NeighbourFile | None:

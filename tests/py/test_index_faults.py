@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from gemloupe.engine.job import ThreadJob
 from gemloupe.study.index import Index, build
@@ -245,10 +246,17 @@ def test_no_text(tiny3, tmp_path, texts):
     assert not (tmp_path / "index").exists()
 
 
-@pytest.mark.parametrize("given", [b"bytes", {"text": "x"}, 7, None])
+@pytest.mark.parametrize("given", [b"bytes", {"text": "x"}, 7, None, pandas.DataFrame({"words": ["x"]})])
 def test_what_cannot_be_gone_through(tiny3, tmp_path, given):
     with refused("index-source-unreadable"):
         make(tiny3, tmp_path / "index", given)
+
+
+def test_a_data_frame_is_its_texts_not_its_columns():
+    frame = pandas.DataFrame({"label": [1, 2], "text": ["one two", None]})
+    source = Source(frame)
+    assert [piece.given for piece in source.pieces()] == ["one two"]
+    assert source.skipped == {"neither text nor token ids": 1}
 
 
 def test_only_special_tokens(tiny3, tmp_path):

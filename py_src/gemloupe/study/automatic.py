@@ -96,7 +96,8 @@ def tokens_of(index: Index, site: Site) -> list[str]:
     """Of every feature of a site, the tokens that its examples in an index peak at, each once, as a text to search."""
     offsets, ids = index.peaks(site)
     known = np.fromiter(index.texts, np.int64, len(index.texts))
-    texts, first = [], {}
+    texts: list[str] = []
+    first: dict[str, int] = {}
     for text in index.texts.values():
         whole = "" if text.startswith("⟨") and text.endswith("⟩") else text.strip()
         texts.append(whole)
@@ -106,7 +107,8 @@ def tokens_of(index: Index, site: Site) -> list[str]:
     order = np.argsort(known)
     place = order[np.searchsorted(known, ids, sorter=order)]
     feature = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    _, once = np.unique(feature * (len(first) + 1) + same[place], return_index=True)
+    key: np.ndarray = feature * (len(first) + 1) + same[place]
+    _, once = np.unique(key, return_index=True)
     found: list[list[str]] = [[] for _ in range(len(offsets) - 1)]
     for one, which in zip(feature[np.sort(once)].tolist(), place[np.sort(once)].tolist(), strict=True):
         found[one].append(texts[which])

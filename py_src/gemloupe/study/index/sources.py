@@ -47,6 +47,11 @@ class Source:
             for number, file in enumerate(files):
                 yield from self._file(Path(file), number / len(files), (number + 1) / len(files))
             return
+        columns = getattr(given, "columns", None)
+        if columns is not None:  # a data frame, which would give the names of its columns
+            if "text" not in list(columns):
+                raise refuse("index-source-unreadable", type=f"{type(given).__name__} without a column 'text'")
+            given = given["text"]
         if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
             raise refuse("index-source-unreadable", type=type(given).__name__)
         many = _length(given)
