@@ -56,8 +56,8 @@ def labels_of(
     examples: Callable[[FeatureId], FeatureEvidence | None] | None = None,
 ) -> Labels:
     """The labels of what an engine has open. `evidence` is what an index knows of a feature, where there is one;
-    `fires_on` the index's name and what `write_fires` left there of the feature, which is found in less time; `examples`
-    what a language model is shown of it, if that is from another index.
+    `fires_on` the index's name and what `write_fires` left there of the feature, which is found in less time;
+    `examples` what a language model is shown of it, if that is from another index.
 
     Where the data folder cannot be written, they are kept in memory, with a warning.
     """
