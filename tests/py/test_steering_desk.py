@@ -279,6 +279,20 @@ def test_tokens_stream_at_most_thirty_times_a_second(engine):
     json.dumps(browser.states, allow_nan=False)
 
 
+def test_the_first_tokens_of_all_arms_are_shown_together(engine):
+    engine.hold = True
+    desk = desk_of(engine, max_new_tokens=3, run=False)
+    ends = Ends(desk)
+    desk.run()
+    engine.go()
+    until(lambda: any(state["state"] == "running" for state in ends.states))
+    shown = next(state for state in ends.states if state["state"] == "running")
+    assert [len(arm["tokens"]) for arm in shown["arms"]] == [1, 1]
+    engine.hold = False
+    engine.go()
+    desk.wait(10)
+
+
 def test_effects_stand_at_their_rows(engine):
     desk = desk_of(engine, edits=[gl.clamp("res.12/3", 1), gl.scale("res.5/7", 2)], max_new_tokens=3)
     desk.wait(10)

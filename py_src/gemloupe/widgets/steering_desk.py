@@ -467,7 +467,9 @@ class SteeringDesk(LiveWidget):
                     match event:
                         case NewToken():
                             texts[part.arms[event.row]].append(wire.wire_new(event.id, event.text, event.logprob))
-                            if pace.due(_TOKEN_BYTES * sum(map(len, texts.values()))):
+                            # First tokens come at once: shown one by one, the second would wait its turn.
+                            whole = event.index > 0 or event.row == len(part.arms) - 1
+                            if whole and pace.due(_TOKEN_BYTES * sum(map(len, texts.values()))):
                                 self._show(plan, "running", texts, done)
                         case Value(generations) | Cancelled(generations):
                             for arm, generation in zip(part.arms, generations or (), strict=False):
