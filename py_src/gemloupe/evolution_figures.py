@@ -24,6 +24,7 @@ _RAISES, _LOWERS = "#2f6fd0", "#c2571a"
 _MOST = 1.25  # a block is at most so high
 _APART = 0.03
 _WIDE = 0.54
+_LEGIBLE = 0.12  # a block as high as a name
 _LISTED = 16  # sources in the list beside the map
 
 
@@ -117,7 +118,8 @@ def _band(figure: Any, row: int, evolution: Evolution, column: TokenColumn, kind
             row=row,
             col=1,
         )
-    called = [(chain[0].feature, name) for chain in joined if len(chain) > 2 and (name := _name_of(chain, names))]
+    long = [chain for chain in joined if len(chain) > 2 and places[chain[0].feature][2] >= _LEGIBLE]
+    called = [(chain[0].feature, name) for chain in long if (name := _name_of(chain, names))]
     if called:
         figure.add_scatter(
             x=[places[first][0] - _WIDE / 2 for first, _ in called],
@@ -421,6 +423,8 @@ def _title(grid: Grid, names: Names) -> str:
     if grid.features is None:
         return f"{grid.measure} ({grid.unit})"
     known = [one for one in grid.features if one is not None]
+    if len({one.site for one in known}) < len(known):
+        return f"{grid.measure} of {len(known)} features"
     called = next((names[one] for one in known if one in names), "")
     return f"{', '.join(map(str, known[:3]))}{'…' if len(known) > 3 else ''} {called}".strip()
 
