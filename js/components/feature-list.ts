@@ -83,7 +83,7 @@ export function featureList({ onSelect, onShown, facts, signal }: FeatureListCal
           text: rawText(active.raw),
           attrs: { title: t("raw activation") },
         }),
-        h("span", { class: "gl-row-name" }),
+        h("span", { class: "gl-row-name", attrs: { dir: "auto" } }),
         promoted,
       );
       rows.set(active.feature, { row, promoted, filled: false });

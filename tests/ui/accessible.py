@@ -78,9 +78,9 @@ def outside(part: Locator) -> list[str]:
     return part.evaluate(_OUTSIDE)
 
 
-def english(part: Locator) -> list[str]:
-    """Sentences and names that are still English."""
-    return part.evaluate(_ENGLISH)
+def english(part: Locator, *, given: str = "\0") -> list[str]:
+    """Sentences and names that are still English, but for what the user has `given`."""
+    return [text for text in part.evaluate(_ENGLISH) if given not in text]
 
 
 def focus_path(part: Locator, most: int = 200) -> list[dict[str, Any]]:

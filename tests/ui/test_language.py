@@ -52,12 +52,12 @@ def test_the_sidebar_is_chinese_and_accessible_in_its_states(notebook, context, 
     tokens.last.click()
     bar.node.get_by_role("listbox", name="特征").get_by_role("option").first.click()
     found["view"] = faults(bar.node)
-    found["view Chinese"] = english(bar.node)
+    found["view Chinese"] = english(bar.node, given=TEXT)
     found["view keyboard"] = unseen(bar.node)
     shot(nb.page, "chinese-view")
     bar.button("加入引导").click()
     expect(bar.node.get_by_role("slider").first).to_be_visible(timeout=60_000)
-    found["desk Chinese"] = english(bar.node)
+    found["desk Chinese"] = english(bar.node, given=TEXT)
 
     # A panel 240 pixels wide, in the dark.
     nb.command("apputils:change-theme", theme="JupyterLab Dark")
