@@ -100,6 +100,11 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       else card.show(what.anchor as HTMLElement, ribbonCard(what.ribbon));
     },
     onSelect: (block) => follow(block.name === followed() ? null : block.name),
+    onOpen: (block) => {
+      // The two clicks before it chose and let go.
+      follow(block.name);
+      openCard(block.name);
+    },
     signal,
   });
   const strip = layerStrip((layer, anchor) => {

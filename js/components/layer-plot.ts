@@ -43,6 +43,8 @@ export interface LayerPlot {
 export interface LayerPlotCallbacks {
   onHover(what: Hovered): void;
   onSelect(block: Block): void;
+  /** A double click: its card. */
+  onOpen(block: Block): void;
   signal: AbortSignal;
 }
 
@@ -51,7 +53,7 @@ const LETTER = 5.6;
 /** More lines than this to one place cannot be told apart. */
 const MOST_EDGES = 12;
 
-export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): LayerPlot {
+export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallbacks): LayerPlot {
   const back = svg("g", { "aria-hidden": "true" });
   const ribbons = svg("g", { "aria-hidden": "true" });
   const lines = svg("g", { "aria-hidden": "true" });
@@ -259,6 +261,14 @@ export function layerPlot({ onHover, onSelect, signal }: LayerPlotCallbacks): La
         setCurrent(block.name);
         onSelect(block);
       }
+    },
+    { signal },
+  );
+  el.addEventListener(
+    "dblclick",
+    (event) => {
+      const block = blockOf(event.target)?.place.block;
+      if (block) onOpen(block);
     },
     { signal },
   );

@@ -154,6 +154,10 @@ describe("the picture", () => {
     expect(model.calls("card").map(({ params }) => params)).toEqual([{ feature: "res.1/7" }]);
     press(one(".gl-scrub-line"), "c");
     expect(model.calls("card")).toHaveLength(2);
+    for (const kind of ["click", "click", "dblclick"])
+      block("res.0/0").dispatchEvent(new MouseEvent(kind, { bubbles: true, composed: true }));
+    expect(model.calls("card")[2].params).toEqual({ feature: "res.0/0" });
+    expect(model.get("selection")).toEqual({ token: 1, feature: "res.0/0" });
   });
   test("hides a band that is not wanted, never the last", () => {
     mount();
