@@ -708,14 +708,16 @@ class Loupe:
     def write_matches(self, *, tokens: int = 100_000, progress: Callable[[str, float], Any] | None = None) -> Path:
         """Compute the matches of all features of all sites once, and keep them beside the index in use.
 
-        About `tokens` tokens of the index's text are read again for what fires together. Returns the file. Refuses
-        'index-none', 'cache-not-writable'.
+        About `tokens` tokens of the index's text are read again for what fires together, which takes some minutes.
+        `progress` is called with what is done and the share, instead of a bar. Returns the file. Refuses 'index-none',
+        'cache-not-writable'.
         """
-        from .study.matches import write_matches
+        from .study.matches import shown, write_matches
 
         if (index := self.index_in_use) is None:
             raise refuse("index-none")
-        made = write_matches(self._local(), index.folder, index, tokens=tokens, progress=progress)
+        with shown(progress) as tell:
+            made = write_matches(self._local(), index.folder, index, tokens=tokens, progress=tell)
         self.__dict__.pop("_matches", None)
         return made
 

@@ -244,6 +244,16 @@ def test_co_activation_is_that_of_the_index(loupe, indexed):
     assert known > 200
 
 
+def test_progress_ends_at_all_of_it(loupe, indexed, capsys):
+    told = []
+    loupe.write_matches(progress=lambda what, share: told.append((what, share)))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares) and shares[-1] == 1 and len({what for what, _ in told}) > 3
+    with study.shown(None) as tell:
+        tell("matches", 0.5)
+        tell("matches", 0.4)
+
+
 def test_some_of_a_long_text_is_read_evenly(indexed):
     groups = list(passages_of(indexed, indexed.about.tokens // 3))
     read = sum(len(ids) for group in groups for ids in group)

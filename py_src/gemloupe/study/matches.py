@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,6 +329,24 @@ def write_matches(
             read += sum(map(len, group))
             say("what fires together", 0.3 + 0.7 * min(1.0, read / expected))
     return _write(engine, Path(folder), made, [seen.shares(i) for i in range(len(made))], read)
+
+
+@contextmanager
+def shown(progress: Callable[[str, float], Any] | None) -> Iterator[Callable[[str, float], Any]]:
+    """What is told about progress: as given, or a bar where it takes longer than a second."""
+    if progress is not None:
+        yield progress
+        return
+    from tqdm.auto import tqdm
+
+    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=1.0, bar_format=layout, leave=False, delay=1) as bar:
+
+        def tell(what: str, share: float) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update(max(share - bar.n, 0.0))
+
+        yield tell
 
 
 def _write(engine: Any, folder: Path, made: list[Pair], shares: list[Any], read: int) -> Path:
