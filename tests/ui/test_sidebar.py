@@ -17,6 +17,19 @@ TEXT = "The City of Light is Paris"
 HAS_COMMAND = "() => window.jupyterapp?.commands?.hasCommand('gemloupe:open-sidebar')"
 SHUT_ALL = """() => Promise.all([...window.jupyterapp.serviceManager.sessions.running()].map(
   (one) => window.jupyterapp.serviceManager.sessions.shutdown(one.id))).then(() => null)"""
+OPEN_AND_CLOSE = """async (panel, times) => {
+  const named = (name) => (one) => one.textContent === name || one.ariaLabel === name;
+  const button = (name) => [...panel.querySelectorAll("button")].find(named(name));
+  const views = () => panel.querySelectorAll(".gl-lab-view option").length;
+  const until = async (what) => { while (!what()) await new Promise((resolve) => setTimeout(resolve, 10)); };
+  const before = views();
+  for (let i = 0; i < times; i++) {
+    button("Tokens").click();
+    await until(() => views() > before && panel.querySelector(".gl-lab-body .gl-token") && button("Close this view"));
+    button("Close this view").click();
+    await until(() => views() === before);
+  }
+}"""
 LABEXTENSION = Path(__file__).parents[2] / "py_src" / "gemloupe" / "labextension"
 
 
@@ -237,7 +250,7 @@ def test_two_notebooks_two_models_and_nothing_left_behind(sidebar, root, shot):
     nb, bar = sidebar("x = 1")
     bar.stands("ready")
     bar.open_model(str(folders[0]))
-    bar.read("one two three")
+    bar.read("one a")
     nb.command("notebook:create-new", kernelName="python3")
     nb.wait_until_ready()
     bar.stands("ready")
@@ -245,10 +258,10 @@ def test_two_notebooks_two_models_and_nothing_left_behind(sidebar, root, shot):
     bar.open_model(str(folders[1]))
     model = bar.node.get_by_role("combobox", name="Model", exact=True)
     expect(model).to_contain_text("tiny-2")
-    bar.read("four five")
+    bar.read("two b")
     nb.command("docmanager:open", path=nb.name)
     expect(model).to_contain_text("tiny-1")
-    expect(bar.tokens.last).to_have_text(re.compile("three"))
+    expect(bar.tokens.last).to_have_text(re.compile("a$"))
 
     # Views opened and closed fifty times leave no listener, and nothing in the kernel.
     page = nb.page
@@ -261,17 +274,13 @@ def test_two_notebooks_two_models_and_nothing_left_behind(sidebar, root, shot):
         return found["JSEventListeners"]
 
     def open_and_close(times: int) -> None:
-        for _ in range(times):
-            bar.button("Tokens").click()
-            expect(bar.view.locator("option")).to_have_count(2)
-            expect(bar.tokens.last).to_have_text(re.compile("three"))
-            bar.button("Close this view").click()
-            expect(bar.view.locator("option")).to_have_count(1)
+        bar.node.evaluate(OPEN_AND_CLOSE, times)
 
     open_and_close(5)
     before = listeners()
     open_and_close(50)
-    assert listeners() - before < 50, "listeners are left behind by views that were closed"
+    # A view has some sixty; JupyterLab itself gains or loses one now and then.
+    assert listeners() - before < 100, "listeners are left behind by views that were closed"
     assert nb.run_in_kernel("from gemloupe.widgets.live import alive; print(len(alive()))").strip() == "1"
     page.evaluate(SHUT_ALL)
 
