@@ -185,6 +185,7 @@ def test_every_state_of_a_kernel_is_said_and_left_again(notebook, root, shot):
     nb.page.evaluate(f"{THEIRS}.changeKernel({{ name: 'other' }}).then(() => null)")
     bar.stands("language")
     expect(bar.node.get_by_text("This kernel speaks julia.")).to_be_visible()
+    shot(nb.page, "sidebar-language")
     bar.button("Use a kernel of its own").click()
     bar.stands("ready")
     nb.page.evaluate(SHUT_ALL)
