@@ -653,6 +653,21 @@ def test_ctrl_c_while_waiting_stops_the_run(engine, monkeypatch):
     assert desk.current["state"] == "stopped" and engine.jobs[0].done
 
 
+def test_ctrl_c_does_not_wait_for_measurements(engine, monkeypatch):
+    engine.hold = True
+    desk = desk_of(engine, max_new_tokens=30)
+    until(lambda: engine.jobs)
+    looking, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(desk, "_look", lambda *_: looking.set() or go.wait(10))
+    real = desk._latest.wait
+    monkeypatch.setattr(desk._latest, "wait", lambda timeout=None: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        desk.wait()
+    assert desk.current["state"] == "stopped" and looking.wait(10) and not real(0)
+    go.set()
+    assert real(10)
+
+
 def test_waiting_too_long_says_so(engine):
     engine.hold = True
     desk = desk_of(engine)

@@ -28,6 +28,7 @@ class Task:
         self._lock = threading.Lock()
         self._job: Cancellable | None = None
         self._cancelled = False
+        self.ended = threading.Event()
         self.about: Any = None
         """What the work says of itself to others."""
 
@@ -114,6 +115,8 @@ class Latest:
                 task.run()
             except Exception:  # the next task must still run
                 _log.exception("%s: a task failed", self._name)
+            finally:
+                task.ended.set()
 
 
 class Pace:

@@ -288,8 +288,10 @@ class SteeringDesk(LiveWidget):
             if not self._latest.wait(timeout):
                 raise TimeoutError(f"The run did not finish within {timeout} seconds; it goes on.")
         except KeyboardInterrupt:
+            running = self._latest.now
             self.stop()
-            self._latest.wait(10)
+            if running is not None:  # but not for what is measured of the text that there is
+                running.ended.wait(10)
             raise
         return self.steered
 
