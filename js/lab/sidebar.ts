@@ -156,8 +156,9 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
       const known = tabs.find((tab) => tab.viewId === id);
       const tab = known ?? new ViewTab({ kernel, place, id, trans, ends, actions, showInPanel, failed });
       if (!known) {
+        const beside = tabs.find((one) => one.isVisible);
         void tabs.add(tab);
-        app.shell.add(tab, "main", { mode: "split-right" });
+        app.shell.add(tab, "main", beside ? { ref: beside.id, mode: "tab-after" } : { mode: "split-right" });
       }
       app.shell.activateById(tab.id);
       return tab;
