@@ -84,7 +84,8 @@ def peers(loupe: Any, ids: tuple[int, ...], name: Any) -> dict[str, Contender]:
     try:
         spliced._acts_to_saes = {}
         theirs = loupe.sae(name.site)
-        spliced.add_sae(theirs, use_error_term=True)
+        with spliced.saes([theirs], use_error_term=True):
+            pass
     except Exception as error:
         print(f"SAELens is left out: {type(error).__name__}: {error}")
         return found
@@ -96,6 +97,7 @@ def peers(loupe: Any, ids: tuple[int, ...], name: Any) -> dict[str, Contender]:
     def lens_with_sae(count: int) -> list[int]:
         with (
             torch.inference_mode(),
+            spliced.saes([theirs], use_error_term=True),  # the modules are the bridge's too: taken out again
             spliced.hooks(fwd_hooks=[(f"{theirs.cfg.metadata.hook_name}.hook_sae_acts_post", change)]),
         ):
             return spliced.generate(given, max_new_tokens=count, **options)[0, len(ids) :].tolist()

@@ -225,7 +225,7 @@ def generate(
                         hidden = feed([text[start : start + chunk] for text in texts])
                     choose = chooser(model)
                     got = choice(hidden)
-                elif step == 1 and quick and untouched(model):  # only now: nobody should wait longer for the first
+                elif step == 1 and quick:  # only now: nobody should wait longer for the first
                     assert isinstance(steps, HuggingFace)
                     ahead = begun([text[-1] for text in texts])
                     steps = Lean(model, steps, max_new_tokens) if ahead is None else steps
