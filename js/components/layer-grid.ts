@@ -1,6 +1,7 @@
 /** Layers by tokens, one number in each cell, on a canvas; the last layer on top, as the stream flows upwards. */
 
 import { opacity, type Rgb } from "../core/colour";
+import { rawText } from "../core/numbers";
 import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
 import { t } from "../core/words";
@@ -48,8 +49,8 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
   let cell = 20;
   let row = 0;
 
-  /** 0 to 1 of the full colour. */
-  const scale = ({ rows, full, log }: GridContent): ((value: number) => number) => {
+  /** The least value above 0 and the largest, which has the full colour. */
+  const ends = ({ rows, full }: GridContent): [low: number, top: number] => {
     let [low, high] = [Number.POSITIVE_INFINITY, 0];
     for (const { values } of rows)
       for (const value of values ?? [])
@@ -57,10 +58,19 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
           high = Math.max(high, value);
           if (value > 0) low = Math.min(low, value);
         }
-    const top = full ?? high;
+    return [low, full ?? high];
+  };
+  /** 0 to 1 of the full colour. */
+  const scale = (content: GridContent): ((value: number) => number) => {
+    const [low, top] = ends(content);
     if (!(top > 0)) return () => 0;
-    if (!log || !(low < top)) return (value) => Math.min(value / top, 1);
+    if (!content.log || !(low < top)) return (value) => Math.min(value / top, 1);
     return (value) => (value > 0 ? Math.max(Math.log(value / low) / Math.log(top / low), 0.03) : 0);
+  };
+  /** What stands above the names of the rows: from which value to which the colours go. */
+  const legend = (content: GridContent): string => {
+    const [low, top] = ends(content);
+    return top > 0 ? `${content.log ? rawText(low) : 0} ░▒▓ ${rawText(top)}` : "";
   };
   const draw = () => {
     if (!shown) return;
@@ -110,6 +120,7 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
       pen.restore();
     }
     pen.fillStyle = style.color;
+    pen.fillText(legend(shown), 0, HEAD - 6, LEFT - 4);
     rows.forEach(({ name, values }, i) => {
       pen.globalAlpha = values === null ? 0.45 : 0.8;
       pen.fillText(values === null ? `${name} –` : name, 0, HEAD + i * ROW + 12, LEFT - 6);
@@ -197,6 +208,7 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
       const shade = scale(shown);
       const size = { width: LEFT + side * tokens.length + 40, height: HEAD + ROW * rows.length };
       const made = svg("svg", { ...size, viewBox: `0 0 ${size.width} ${size.height}`, "font-size": 10.5 });
+      made.append(svg("text", { x: 0, y: HEAD - 6 }, legend(shown)));
       rows.forEach(({ name, values }, i) => {
         const y = HEAD + i * ROW;
         made.append(svg("text", { x: 0, y: y + 12 }, values === null ? `${name} –` : name));

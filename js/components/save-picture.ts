@@ -11,6 +11,7 @@ const KEPT = [
   "stroke-opacity",
   "stroke-width",
   "stroke-dasharray",
+  "stroke-linecap",
   "stroke-linejoin",
   "paint-order",
   "opacity",
