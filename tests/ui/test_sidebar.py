@@ -77,6 +77,14 @@ class Sidebar:
         return self.tokens
 
 
+@pytest.fixture(autouse=True)
+def patience():
+    """What is waited for here takes a kernel or a page that loads: five seconds are few on a busy machine."""
+    expect.set_options(timeout=30_000)
+    yield
+    expect.set_options(timeout=5_000)
+
+
 @pytest.fixture
 def sidebar(notebook):
     def make(*cells: str):
@@ -117,6 +125,7 @@ def test_from_the_launcher_to_a_steered_text_without_code(context, server, shot)
     expect(layers).to_be_visible(timeout=60_000)
 
     # What was there is there after a reload: kernel, model, views, the text, and the tab.
+    page.wait_for_timeout(1500)  # JupyterLab keeps its layout a moment after it changed
     page.goto(f"{server}/lab")
     page.wait_for_function(HAS_COMMAND)
     bar.stands("ready", "busy")
@@ -236,6 +245,7 @@ def test_a_notebooks_widgets_and_the_panels_are_one(sidebar, shot):
 
     # The page is loaded again while the text is written: it is still there, and can be stopped.
     nb.save()
+    nb.page.wait_for_timeout(1500)
     nb.page.goto(f"{nb.url}/lab")
     nb.page.wait_for_function(HAS_COMMAND)
     expect(desk.get_by_label("default text")).to_have_text(re.compile("\\w+ \\w+"), timeout=60_000)
