@@ -43,7 +43,7 @@ def block(cell, name):
 
 def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     elsewhere = f"import os\nos.environ['GEMLOUPE_DATA'] = {str(tmp_path)!r}\n"
-    nb = notebook(elsewhere + OPEN, TEXT, "w.figure()")
+    nb = notebook(elsewhere + OPEN, TEXT)
     nb.run(0)
     cell = nb.cell(1)
     plot = cell.get_by_role("listbox", name="Features by layer")
@@ -139,11 +139,6 @@ def test_a_text_from_layer_to_layer(notebook, tmp_path, shot):
     drawn = save("SVG").read_text()
     assert "res.17" in drawn and "Paris" in drawn
     cell.get_by_role("radio", name="layers").click()
-
-    # The same as a plotly figure, which needs no network either.
-    nb.run(2)
-    expect(nb.cell(2).locator(".js-plotly-plot .main-svg").first).to_be_visible()
-    shot(nb.cell(2), "evolution-figure")
 
     nb.command("apputils:change-theme", theme="JupyterLab Dark")
     expect(cell.locator(".gl-root").first).to_have_attribute("data-gl-theme", "dark")
