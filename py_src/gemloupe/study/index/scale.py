@@ -28,9 +28,9 @@ def bins(values: np.ndarray) -> np.ndarray:
     return _BIN_OF[values.view(np.uint32) >> np.uint32(23 - _MANTISSA)]
 
 
-def coded(values: np.ndarray) -> np.ndarray:
-    """Values (float32, above 0) as one byte each: their bin and 1, so that 0 is left for silence."""
-    return bins(values) + np.uint8(1)
+def coded(bins: np.ndarray) -> np.ndarray:
+    """Values by their bins as one byte each: the bin and 1, so that 0 is left for silence."""
+    return bins + np.uint8(1)
 
 
 def decoded(codes: np.ndarray) -> np.ndarray:
@@ -45,9 +45,13 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
     """uint64 to uint64, one to one: a change in one bit of the input changes half of the output (splitmix64)."""
     with np.errstate(over="ignore"):
         x = numbers + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        shifted = x >> np.uint64(30)
+        x ^= shifted
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= np.right_shift(x, np.uint64(27), out=shifted)
+        x *= np.uint64(0x94D049BB133111EB)
+        x ^= np.right_shift(x, np.uint64(31), out=shifted)
+    return x
 
 
 def of_token(place: np.ndarray, seed: int) -> np.ndarray:
@@ -61,4 +65,8 @@ def of_firing(token: np.ndarray, feature: np.ndarray, site: str) -> np.ndarray:
     from zlib import crc32
 
     with np.errstate(over="ignore"):
-        return mixed(token + (feature.astype(np.uint64) << np.uint64(32)) + np.uint64(crc32(site.encode())))
+        number = feature.astype(np.uint64)
+        number <<= np.uint64(32)
+        number += token
+        number += np.uint64(crc32(site.encode()))
+        return mixed(number)

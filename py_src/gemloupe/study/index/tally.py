@@ -256,25 +256,32 @@ class Tally:
             return
         columns = acts.indices.astype(np.uint16) if self.width <= 1 << 16 else acts.indices
         order = np.argsort(columns, kind="stable")  # of two bytes: by counting
-        feature, value = acts.indices[order], acts.values[order]
-        token = np.repeat(np.arange(acts.shape[0], dtype=np.int32), acts.l0)[order]
-        bin_, numbers, bar = scale.bins(value), number[token], self._bar
-        self._count(feature, value, bin_)
-        mine = numbers >> np.uint64(48) <= bar.firing[feature]
-        self._firings.add(Firings(feature[mine], place[token[mine]], ids[token[mine]]))
-        group = np.maximum(bin_, bar.lowest[feature])
-        drawn = scale.of_firing(numbers, feature, self.site) >> np.uint64(48) <= bar.number[feature, group]
-        picked = np.flatnonzero(drawn | (value >= bar.value[feature]))
-        window = _windows(picked, feature, value, token, place)
-        self._examples.add(Examples(feature[picked], value[picked], place[token[picked]], window))
+        feature, value = acts.indices.take(order), acts.values.take(order)
+        # Indices of the machine's own width are looked up with; others would be widened each time.
+        which = feature.astype(np.intp)
+        token = np.repeat(np.arange(acts.shape[0], dtype=np.intp), acts.l0).take(order)
+        bin_, bar = scale.bins(value), self._bar
+        row = which * scale.BINS
+        self._count(which, value, row + bin_)
+        mine = (number >> np.uint64(48)).astype(np.uint16).take(token) <= bar.firing.take(which)
+        there = token[mine]
+        self._firings.add(Firings(feature[mine], place.take(there), ids.take(there)))
+        row += np.maximum(bin_, bar.lowest.take(which))
+        mixed = scale.of_firing(number.take(token), feature, self.site)
+        drawn = (mixed >> np.uint64(48)).astype(np.uint16) <= bar.number.reshape(-1).take(row)
+        picked = np.flatnonzero(drawn | (value >= bar.value.take(which)))
+        window = _windows(picked, which, scale.coded(bin_), token, place)
+        self._examples.add(Examples(feature[picked], value[picked], place.take(token[picked]), window))
 
-    def _count(self, feature: np.ndarray, value: np.ndarray, bin_: np.ndarray) -> None:
+    def _count(self, feature: np.ndarray, value: np.ndarray, bins: np.ndarray) -> None:
+        """`feature` ascends; `bins` are places in the histogram of all features."""
         first = np.flatnonzero(np.concatenate([[True], feature[1:] != feature[:-1]]))
         here, counts = feature[first], self._counts
         counts.fired[here] += np.diff(np.append(first, len(feature)))
-        counts.total[here] += np.add.reduceat(np.rint(value.astype(np.float64) * UNIT).astype(np.int64), first)
+        units = np.rint(value * np.float64(UNIT)).astype(np.int64)
+        counts.total[here] += np.add.reduceat(units, first)
         counts.maximum[here] = np.maximum(counts.maximum[here], np.maximum.reduceat(value, first))
-        np.add.at(counts.histogram.reshape(-1), feature.astype(np.int64) * scale.BINS + bin_, np.uint32(1))
+        np.add.at(counts.histogram.reshape(-1), bins, np.uint32(1))
 
     def know(self, examples: Examples, firings: Firings) -> None:
         """Take what an earlier part kept into account."""
@@ -288,11 +295,10 @@ class Tally:
 
 
 def _windows(
-    picked: np.ndarray, feature: np.ndarray, value: np.ndarray, token: np.ndarray, place: np.ndarray
+    picked: np.ndarray, feature: np.ndarray, codes: np.ndarray, token: np.ndarray, place: np.ndarray
 ) -> np.ndarray:
     """Codes of the same feature around the entries `picked`, uint8 [picked, 2 WINDOW + 1]. Entries are sorted by
     feature and token; `place` is each token's."""
-    codes = scale.coded(value)
     window = np.zeros((len(picked), 2 * WINDOW + 1), np.uint8)
     window[:, WINDOW] = codes[picked]
     passage = place >> np.uint64(POSITION_BITS)
