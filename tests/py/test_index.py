@@ -11,10 +11,11 @@ from conftest import NEVER_FIRES
 from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId
 from gemloupe.site import Site
+from gemloupe.sparse import SparseActs
 from gemloupe.study.index import Index, scale
 from gemloupe.study.index.build import build
 from gemloupe.study.index.layout import BESIDE, LEVELS
-from gemloupe.study.index.tally import DRAWN, FIRINGS, INTERVALS, TOP, WINDOW, place_of
+from gemloupe.study.index.tally import DRAWN, FIRINGS, INTERVALS, TOP, WINDOW, Tally, place_of
 from tiny import TEXT
 
 LENGTH = 40
@@ -319,6 +320,19 @@ def test_what_is_kept_does_not_depend_on_the_parts(tiny3, made, tmp_path):
         for f in (f"mlp.1/{i}" for i in range(96))
     )
     assert same > 80
+
+
+def test_small_parts_raise_the_bar_too():
+    """However little a part adds, later parts keep ever less: memory does not grow with the text."""
+    draw, tally, kept = np.random.default_rng(0), Tally("res.0", 4, 0), []
+    for part in range(40):
+        row, column = np.nonzero(draw.random((2000, 4)) < 0.5)
+        acts = SparseActs.from_entries((2000, 4), row, column, np.exp(draw.normal(3, 0.5, len(row))))
+        place = place_of(np.full(2000, part), np.arange(2000))
+        tally.add(acts, place, scale.of_token(place, 0), np.zeros(2000, np.uint32))
+        found = tally.take()
+        kept.append((len(found.examples), len(found.firings)))
+    assert all(last < first / 4 for first, last in zip(kept[0], kept[-1], strict=True)), kept
 
 
 @contextlib.contextmanager

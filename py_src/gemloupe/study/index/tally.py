@@ -210,7 +210,7 @@ class _Sieve(Generic[T]):
         self._keep: Callable[[T], T] = keep
         self._known: T = none  # of earlier parts
         self._new: list[T] = [none]
-        self._waiting = 0
+        self._waiting = self._loose = 0  # new entries, and known ones, that are not sorted out yet
 
     def add(self, found: T) -> None:
         self._new.append(found)
@@ -224,7 +224,8 @@ class _Sieve(Generic[T]):
         begins = new.place.min() if len(new) else 0
         kept = self._keep(self._joined([self._known, new]))
         earlier = kept.place < begins
-        self._known, self._new, self._waiting = kept.picked(earlier), [kept.picked(~earlier)], 0
+        self._known, self._new = kept.picked(earlier), [kept.picked(~earlier)]
+        self._waiting = self._loose = 0
 
     def know(self, found: T) -> None:
         self._known = self._keep(self._joined([self._known, found]))
@@ -232,7 +233,12 @@ class _Sieve(Generic[T]):
     def take(self) -> T:
         """What is new, which from now on is known."""
         new = self._joined(self._new)
-        self._known, self._new, self._waiting = self._joined([self._known, new]), [new.picked(slice(0))], 0
+        self._known, self._new = self._joined([self._known, new]), [new.picked(slice(0))]
+        self._loose += self._waiting
+        self._waiting = 0
+        # Part by part too little may come to be worth it; all parts together must not fill the memory.
+        if self._loose > max(_WORTH_SORTING, (len(self._known) - self._loose) // 2):
+            self._known, self._loose = self._keep(self._known), 0
         return new
 
     @staticmethod
