@@ -104,6 +104,7 @@ export class KernelEnd {
   #kernelId: string | undefined;
   #life = new AbortController();
   #ended = false;
+  #working = false; // at a cell
   #busySince = Number.POSITIVE_INFINITY;
   #busyTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -136,7 +137,7 @@ export class KernelEnd {
   get standing(): Standing {
     const kernel = this.kernel;
     const displayed = this.context.isDisposed ? "dead" : this.context.kernelDisplayStatus;
-    const status = displayed === "restarting" ? displayed : (kernel?.status ?? displayed);
+    const status = displayed === "restarting" ? displayed : (this.#status ?? displayed);
     return standingOf({
       kernel: kernel !== null,
       status: status === "busy" && performance.now() - this.#busySince < BUSY ? "idle" : status,
@@ -144,6 +145,12 @@ export class KernelEnd {
       language: this.#language,
       join: this.#join,
     });
+  }
+
+  /** The kernel's status, which a subshell that has answered does not end: a cell still runs beside it. */
+  get #status(): Kernel.Status | undefined {
+    const status = this.kernel?.status;
+    return status === "idle" && this.#working ? "busy" : status;
   }
 
   get language(): string {
@@ -203,15 +210,20 @@ export class KernelEnd {
     this.#life.abort();
     this.#life = new AbortController();
     this.rpc = this.state = null;
+    this.#working = false;
     this.#join = "not asked";
   }
 
   /** A cell that has ended may have opened a loupe, or closed one. */
   #overheard(_context: ISessionContext, message: KernelMessage.IMessage): void {
-    if (message.header.msg_type !== "status" || !this.rpc) return;
+    const parent = message.parent_header as { msg_type?: string; subshell_id?: string | null };
+    if (message.header.msg_type !== "status" || parent.msg_type !== "execute_request") return;
     const idle = (message.content as { execution_state?: string }).execution_state === "idle";
-    const parent = message.parent_header as { msg_type?: string };
-    if (idle && parent.msg_type === "execute_request") this.refresh().catch(() => undefined);
+    if (!parent.subshell_id) {
+      this.#working = !idle;
+      this.#look();
+    }
+    if (idle && this.rpc) this.refresh().catch(() => undefined);
   }
 
   #look(): void {
@@ -222,7 +234,7 @@ export class KernelEnd {
       this.#language = null;
       this.#leave();
     }
-    if (kernel?.status !== "busy") {
+    if (this.#status !== "busy") {
       clearTimeout(this.#busyTimer);
       this.#busySince = Number.POSITIVE_INFINITY;
     } else if (this.#busySince === Number.POSITIVE_INFINITY) {
