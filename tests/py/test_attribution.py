@@ -6,22 +6,15 @@ import pytest
 import torch
 from conftest import NEVER_FIRES, tiny_scope
 from gemloupe.engine import layers as requests
-from gemloupe.errors import Refusal
 from gemloupe.evolution import Attribution, Edge
 from gemloupe.feature import FeatureId
 from gemloupe.load.model import load_model
 from gemloupe.run.attribution import FeatureTarget, TokenTarget, attribute, graph_bytes, without_each
 from gemloupe.site import Site
+from refusal import refused
 
 TEXT = "The City of Light is Paris, and the river"
 STEP = 0.02
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def ids_of(loupe):

@@ -7,24 +7,17 @@ from dataclasses import replace
 import gemloupe as gl
 import numpy as np
 import pytest
-from gemloupe.errors import Refusal
 from gemloupe.load import neuronpedia
 from gemloupe.load.gemma_scope import GemmaScope
 from gemloupe.load.scope import ModelFacts
 from gemloupe.site import Site
 from hubs import HubCache, entry
 from huggingface_hub import constants
+from refusal import refused
 
 SITE = Site("res", 2)
 NAME = "gemma-scope-2b-pt-res-canonical/layer_2/width_16k/canonical"
 SOURCE = "gemma-2-2b/2-gemmascope-res-16k"
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from conftest import NEVER_FIRES, SCOPE_WIDTH
 from gemloupe.edits import ablate
 from gemloupe.engine.protocol import CompareRequest, PromoteRequest
-from gemloupe.errors import Refusal, refuse
+from gemloupe.errors import refuse
 from gemloupe.feature import FeatureId
 from gemloupe.run.promote import promoted_tokens
 from gemloupe.site import Site
@@ -23,6 +23,7 @@ from gemloupe.widgets.feature_card import FeatureCard
 from gemloupe.widgets.feature_cards import FeatureCards
 from gemloupe.widgets.search_results import SearchResults
 from gemloupe.widgets.token_heatmap import TokenHeatmap
+from refusal import refused
 from tiny import TEXT
 
 LENGTH = 60
@@ -30,13 +31,6 @@ WORDS = TEXT.split()
 TEXTS = [" ".join(WORDS[i : i + 3 + i % 50]) for i in range(0, len(WORDS), 2)]
 OWN = "The City of Light is Paris"
 SOON = 60
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def opened(tiny_folders, kind="gemma3"):

@@ -35,10 +35,10 @@ from gemloupe.engine.protocol import (
     ReadRequest,
     Value,
 )
-from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId
 from gemloupe.site import Site
 from gemloupe.trace import Trace
+from refusal import refused
 
 ENGINES = ["local-gemma2", "local-gemma3"]
 TEXT = "The City of Light is Paris, and the cat sat on the mat."
@@ -111,13 +111,6 @@ def blocked(engine, make_engine):
             assert isinstance(ends(job)[-1], Cancelled)
 
     return context
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def ends(job):

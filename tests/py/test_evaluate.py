@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_scope
-from gemloupe.errors import Refusal
 from gemloupe.load.layouts import pack
 from gemloupe.load.model import load_model
 from gemloupe.load.sae import Sae
@@ -19,17 +18,11 @@ from gemloupe.train import figures
 from gemloupe.train.evaluate import Evaluation, evaluate
 from gemloupe.train.partway import Layers, starting_at
 from gemloupe.train.uniformity import gradients, uniformity
+from refusal import refused
 from tiny import tiny_model
 
 SPECIAL = [0, 1, 2, 3, 4, 5, 6]
 SITES = ("res.2", "res.0", "mlp.1", "att.1")
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module", params=["gemma2", "gemma3"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import tiny_scope
 from gemloupe.engine import layers as requests
-from gemloupe.errors import Refusal
 from gemloupe.evolution import Evolution, Grid
 from gemloupe.evolution_figures import chains
 from gemloupe.feature import FeatureId
@@ -17,17 +16,11 @@ from gemloupe.load.model import load_model
 from gemloupe.run import evolve as run
 from gemloupe.site import Site
 from gemloupe.study import matches as study
+from refusal import refused
 
 TEXT = "The City of Light is Paris and the river runs through it"
 CHAIN = ("res.0", "res.1", "res.2", "res.3")
 PLANTED = 30  # in every layer of CHAIN, a little turned
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from gemloupe.budget import said
-from gemloupe.errors import Refusal
 from gemloupe.load import cache as our_cache
 from gemloupe.load import gemma_scope as module
 from gemloupe.load import hub
@@ -21,6 +20,7 @@ from gemloupe.load.scope import ModelFacts, Scope
 from gemloupe.site import Site
 from hubs import COMMIT, HubCache, arrays, bomb, config, entry, weights
 from huggingface_hub import constants
+from refusal import refused
 
 RES = "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"
 ATT = "gemma-scope-2b-pt-att-canonical/layer_3/width_16k/canonical"
@@ -49,13 +49,6 @@ def small(name, width=96, d_in=16):
 
 def scope_of(*entries):
     return GemmaScope("x", ModelFacts(entries[0].model), {one.site: one for one in entries})
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", [RES, ATT, MLP, RES2, ATT2])

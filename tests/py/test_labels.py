@@ -9,7 +9,6 @@ from pathlib import Path
 import gemloupe
 import numpy as np
 import pytest
-from gemloupe.errors import Refusal
 from gemloupe.evidence import Example, FeatureEvidence
 from gemloupe.feature import FeatureId
 from gemloupe.label import SOURCES, Label
@@ -17,15 +16,9 @@ from gemloupe.site import Site
 from gemloupe.study.automatic import automatic, automatic_rows, peaks, read_fires, tokens_of, write_fires
 from gemloupe.study.index.build import build
 from gemloupe.study.labels import CURATED, Known, Labels, fill, labels_of
+from refusal import refused
 
 SHIPPED = Path(gemloupe.__file__).parent / "scopes" / "gemma-3-270m"
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture

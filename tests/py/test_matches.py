@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import SCOPE_WIDTH, tiny_scope
-from gemloupe.errors import Refusal
 from gemloupe.evolution import alike
 from gemloupe.feature import FeatureId
 from gemloupe.load.model import load_model
@@ -21,18 +20,12 @@ from gemloupe.study.matches import (
     passages_of,
     write_matches,
 )
+from refusal import refused
 from tiny import TEXT
 
 # res.2 is not there: nothing may be joined across it.
 SITES = ("res.0", "res.1", "res.3", "att.0", "att.1", "mlp.1", "mlp.2", "mlp.3")
 PLANTED = {("res.1", 40): ("res.0", 11), ("mlp.2", 0): ("mlp.1", 7), ("mlp.3", 95): ("mlp.2", 0)}
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,11 @@
 import gemloupe
 import numpy as np
 import pytest
-from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId
 from gemloupe.site import Site
 from gemloupe.study import neighbours as study
 from gemloupe.study.neighbours import NeighbourFile, comparable, matches, neighbours, write_neighbours
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
+from refusal import refused
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from gemloupe.feature import FeatureId
 from gemloupe.load import neuronpedia
 from gemloupe.load.neuronpedia import best, fetch_labels, page, read_labels
 from huggingface_hub import constants
+from refusal import refused
 
 SOURCE = "gemma-2-2b/20-gemmascope-res-16k"
 
@@ -50,13 +51,6 @@ def export(folder, lines=LINES, name="batch-0.jsonl.gz"):
     data = "\n".join(lines).encode()
     (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     return folder
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["batch-0.jsonl.gz", "batch-0.jsonl"])

@@ -22,6 +22,7 @@ from gemloupe.load.layouts import DECODER_STEPS, ENCODER_STEPS, grid
 from gemloupe.load.sae import FeatureStats, Sae, hook_name, site_of_hook
 from gemloupe.load.scope import ModelFacts, Scope, save_sae_lens, write_scope
 from gemloupe.site import Site
+from refusal import refused
 from safetensors.torch import load, load_file, save, save_file
 
 COMPRESSED = "sae_int8.safetensors.zlib"
@@ -67,13 +68,6 @@ def folder(tmp_path):
         packed=False,
     )
     return tmp_path / "scope"
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def rewrite(folder, change, site="res.12", weights="sae_weights.safetensors", sign=True):

@@ -10,16 +10,10 @@ from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId
 from gemloupe.study.search import DENSE
 from gemloupe.widgets.search_results import SearchResults
+from refusal import refused
 
 TEXT = "The City of Light is Paris"
 OTHER = "In the morning I like to walk"
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def brute(trace, how, positions=None, relative=True):

@@ -16,17 +16,11 @@ from gemloupe.load.sae import hook_name
 from gemloupe.run.capture import body, reading
 from gemloupe.run.steer import Now, Steering, tapped
 from gemloupe.site import Site
+from refusal import refused
 from tiny import CONTEXT, WINDOW
 
 TEXT = "The City of Light is Paris, and the cat sat on the mat."
 SOON = 30
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def hooks(model):

@@ -13,16 +13,10 @@ from gemloupe.sparse import SparseActs
 from gemloupe.trace import Activations, Guess, Token, Trace, join_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from refusal import refused
 
 RES, MLP = Site("res", 1), Site("mlp", 0)
 NAN = float("nan")
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def make(**changes):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gemloupe.errors import Refusal
 from gemloupe.load.sae import Sae
 from gemloupe.run.capture import reading
 from gemloupe.run.promote import listable_tokens, promoted_tokens
@@ -19,17 +18,11 @@ from gemloupe.site import Site
 from gemloupe.train import activations, jumprelu, text
 from gemloupe.train.evaluate import evaluate, feature_stats, replacing
 from gemloupe.train.recipe import Scaling, Settings, train
+from refusal import refused
 from tiny import tiny_model
 
 SITE = Site("res", 2)
 SPECIAL = [0, 1, 2, 3, 4, 5, 6]
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def planted(rows=40_000, d_in=32, features=48, active=3.0, seed=0):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gemloupe.errors import Refusal
 from gemloupe.load.scope import Scope
 from gemloupe.train import jumprelu, plan
 from gemloupe.train.recipe import Continued, Scaling, Settings, Start, train
+from refusal import refused
 from tiny import tiny_model
 
 SPECIAL = [0, 1, 2, 3, 4, 5, 6]
@@ -34,13 +34,6 @@ def one_thread():
     torch.set_num_threads(1)  # bit-identical results are promised for equal numbers of threads
     yield
     torch.set_num_threads(before)
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 def texts(rows, seed=0):

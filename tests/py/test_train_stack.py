@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gemloupe.errors import Refusal
 from gemloupe.load.model import load_model
 from gemloupe.site import Site
 from gemloupe.train import activations, jumprelu
 from gemloupe.train.recipe import Run, Settings, train
 from gemloupe.train.stack import Stack
+from refusal import refused
 from tiny import tiny_model
 
 SETTINGS = Settings(
@@ -33,13 +33,6 @@ def tasks():
         (rows(1), "res.2", replace(SETTINGS, seed=3)),
         (rows(0), "res.1", replace(SETTINGS, l0=8.0, dense=0.5)),
     ]
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -4,21 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId, whole
 from gemloupe.site import KINDS, MEANING, Site, in_words
 from gemloupe.sparse import SparseActs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
-
+from refusal import refused
 
 # sites
 

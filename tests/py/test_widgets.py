@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import traitlets
 from conftest import NEVER_FIRES, SCOPE_WIDTH, UNKNOWN
-from gemloupe.errors import Refusal
 from gemloupe.feature import FeatureId
 from gemloupe.site import Site
 from gemloupe.sparse import SparseActs
@@ -20,16 +19,10 @@ from gemloupe.widgets.live import LiveWidget
 from gemloupe.widgets.selection import Selection, read_selection
 from gemloupe.widgets.token_heatmap import TokenHeatmap
 from gemloupe.wire import arrays
+from refusal import refused
 
 TEXT = "The City of Light is Paris"
 BOTH = [TokenHeatmap, FeatureTable]
-
-
-def refused(code, run):
-    with pytest.raises(Refusal) as caught:
-        run()
-    assert caught.value.code == code, caught.value
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
