@@ -103,10 +103,12 @@ def _sha256(data: Any) -> str:
 
 # In a process of its own: convert and, at the n-th report of progress, say so and wait to be interrupted or killed.
 RUN = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from gemloupe.errors import Refusal
 from gemloupe.load import builtin
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 
 facts = json.loads(sys.argv[1])
 source = builtin.Source(facts["id"], facts["digest"], tuple(builtin.Part(*part) for part in facts["parts"]))
