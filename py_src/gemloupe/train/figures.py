@@ -74,9 +74,9 @@ def l0_and_delta_loss(
                 hovertemplate="%{text} (%{customdata[1]:,} features)<br>L0 %{x:.1f}<br>delta loss %{customdata[0]:.4f}"
                 "<extra></extra>",
             )
-    figure.update_layout(template="plotly_white", legend_title_text="site")
+    figure.update_layout(template="plotly_white", legend_title_text="site", margin_t=30)
     figure.update_xaxes(type="log", title_text="L0: active features for each token")
-    figure.update_yaxes(type="log", title_text=f"delta loss, {by} over contexts (nats)")
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", title_text=f"delta loss, {by} over contexts (nats)")
     return figure
 
 
@@ -102,7 +102,7 @@ def fvu_by_layer(evaluations: Evaluations) -> go.Figure:
                 line={"color": _COLOUR[kind], "dash": dash},
                 hovertemplate="%{text}<br>FVU %{y:.3f}<extra></extra>",
             )
-    figure.update_layout(template="plotly_white", legend_title_text="site")
-    figure.update_xaxes(title_text="layer", dtick=1)
+    figure.update_layout(template="plotly_white", legend_title_text="site", margin_t=30)
+    figure.update_xaxes(title_text="layer", dtick=1, range=[-0.5, max((s.layer for s in evaluations), default=0) + 0.5])
     figure.update_yaxes(title_text="FVU: share of variance not explained", rangemode="tozero")
     return figure
