@@ -1,7 +1,7 @@
 /** A place under a view for another one, a desk or a card, with a button that closes it. */
 
 import { t } from "../core/words";
-import { h } from "./dom";
+import { h, on } from "./dom";
 import "./below.css";
 
 export interface Below {
@@ -19,7 +19,7 @@ export function below(onClose: () => void, signal: AbortSignal): Below {
   const place = h("div");
   const el = h("div", { class: "gl-below" }, h("div", { class: "gl-below-head" }, close), place);
   el.hidden = true;
-  close.addEventListener("click", onClose, { signal });
+  on(close, "click", onClose, signal);
   return {
     el,
     place,

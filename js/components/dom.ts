@@ -20,6 +20,29 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   return el;
 }
 
+/** Listens until `signal` aborts. */
+export function on<K extends keyof GlobalEventHandlersEventMap>(
+  el: Element,
+  name: K,
+  listener: (event: GlobalEventHandlersEventMap[K]) => void,
+  signal: AbortSignal,
+): void {
+  el.addEventListener(name, listener as EventListener, { signal });
+}
+
+/** Once `signal` aborts. */
+export function atEnd(signal: AbortSignal, then: () => void): void {
+  signal.addEventListener("abort", then, { once: true });
+}
+
+/** Calls when the size of `el` changes, where the browser can tell. */
+export function onResize(el: Element, changed: () => void, signal: AbortSignal): void {
+  if (typeof ResizeObserver === "undefined") return;
+  const observer = new ResizeObserver(changed);
+  observer.observe(el);
+  atEnd(signal, () => observer.disconnect());
+}
+
 let ids = 0;
 
 /** An id for aria references, unique among the widgets of a page. */

@@ -1,5 +1,7 @@
 /** Keys inside a widget. */
 
+import { on } from "./dom";
+
 const TYPING = "input, select, textarea, [contenteditable]";
 
 /** Whether a key event is for a text field or a choice, which have their own use for letters and arrows. */
@@ -30,7 +32,8 @@ export function keys(root: HTMLElement, actions: Record<string, () => void>, sig
     },
     { capture: true, signal },
   );
-  root.addEventListener(
+  on(
+    root,
     "keydown",
     (event) => {
       const run = action(event);
@@ -39,6 +42,6 @@ export function keys(root: HTMLElement, actions: Record<string, () => void>, sig
       event.stopPropagation();
       run();
     },
-    { signal },
+    signal,
   );
 }

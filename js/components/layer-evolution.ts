@@ -2,7 +2,7 @@
 
 import { type Attribution, edgesAt, effectsByToken } from "../core/attribution";
 import { PALETTES, type PaletteName, type Rgb } from "../core/colour";
-import { BANDS, type Block, type Column, type Evolution, type Ribbon } from "../core/evolution";
+import { BANDS, type Block, type Column, type Evolution, type Ribbon, type WireGuesses } from "../core/evolution";
 import { type Facts, parseFeature, type Selection } from "../core/feature";
 import { percentText, rawText, strengthText } from "../core/numbers";
 import type { About } from "../core/picture";
@@ -13,7 +13,7 @@ import { mark, t } from "../core/words";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
 import { type Below, below as belowView } from "./below";
-import { h } from "./dom";
+import { atEnd, h, on, onResize } from "./dom";
 import { keys } from "./keys";
 import { type GridRow, layerGrid } from "./layer-grid";
 import { layerPlot, spokenBlock } from "./layer-plot";
@@ -42,6 +42,8 @@ export interface EvolutionOptions {
   names: Value<Names>;
   attribution: Value<Attribution | null>;
   palette: Value<PaletteName>;
+  /** Whether guesses at some tokens are still to come. */
+  guessing(): boolean;
   /** Facts of a feature, if they are there; `want` resolves when they are. */
   facts: {
     get(site: string, feature: number): Facts | undefined;
@@ -65,6 +67,8 @@ export interface EvolutionView {
   /** Where a card is drawn. */
   below: Below;
   show(shown: Shown): void;
+  /** Guesses that come after the rest. */
+  learn(guesses: WireGuesses): void;
 }
 
 /** Milliseconds without a move after which the kernel is told where one is. */
@@ -120,7 +124,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     h("button", { text, attrs: { type: "button", ...more } });
   const tabs = (["layers", "grid"] as const).map((name) => {
     const one = button(name === "layers" ? t("layers") : t("grid"), { role: "radio" });
-    one.addEventListener("click", () => view.set(name), { signal });
+    on(one, "click", () => view.set(name), signal);
     return [name, one] as const;
   });
   const views = h(
@@ -187,7 +191,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     if (!signal.aborted && selection.get().token !== token) selection.set({ ...selection.get(), token });
     tell();
   }
-  signal.addEventListener("abort", () => clearTimeout(resting), { once: true });
+  atEnd(signal, () => clearTimeout(resting));
 
   const nameOf = (feature: string): string => {
     const [text] = names.get()[feature] ?? [""];
@@ -241,14 +245,19 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       width: (room > 0 ? room : 960) - 2,
     });
     if (plot.frame) strip.show({ evolution, token, kinds, frame: plot.frame, target: found()?.target.token ?? null });
-    special.textContent = tokens[token]?.special
-      ? t("A special token: the SAEs were not trained on it, so its features are not shown.")
-      : evolution.holds(token)
-        ? edges && edges.size === 0
-          ? t("Nothing at this token is among the strongest sources; the coloured tokens have some.")
-          : ""
-        : t("The features of this token are not in this saved picture; save_html keeps all.");
+    special.textContent = noteOn(evolution, tokens[token], edges);
     special.hidden = special.textContent === "";
+  }
+  function noteOn(evolution: Evolution, at: Token | undefined, edges: ReturnType<typeof edgesAt> | null): string {
+    if (at?.special) return t("A special token: the SAEs were not trained on it, so its features are not shown.");
+    if (!evolution.holds(token))
+      return t("The features of this token are not in this saved picture; save_html keeps all.");
+    if (edges?.size === 0)
+      return t("Nothing at this token is among the strongest sources; the coloured tokens have some.");
+    if (!options.guessing() || evolution.guesses(token).length) return "";
+    return live
+      ? t("The model's guesses at this token follow in a moment.")
+      : t("The model's guesses at this token are not in this saved picture; save_html keeps all.");
   }
   function drawGrid(given: Shown): void {
     const { evolution, tokens } = given;
@@ -610,6 +619,14 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       : t("token {n}, '{token}'", at);
   }
 
+  function drawNotes(): void {
+    if (!shown) return;
+    const unknown = shown.evolution.someUnknown
+      ? [t("Dashed blocks: maximum unknown, sized by the largest value in this text.")]
+      : [];
+    messages.say("notes", [...shown.evolution.notes, ...unknown].join(" ") || null, "quiet");
+  }
+
   // ---- controls
 
   function drawControls(): void {
@@ -668,16 +685,18 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     }
   }
 
-  measure.addEventListener(
+  on(
+    measure,
     "change",
     () => {
       drawControls();
       draw();
     },
-    { signal },
+    signal,
   );
-  kindChoice.addEventListener("change", draw, { signal });
-  target.addEventListener(
+  on(kindChoice, "change", draw, signal);
+  on(
+    target,
     "change",
     () => {
       if (target.value === "led") return;
@@ -685,9 +704,10 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       const id = target.value === "" ? null : Number(target.value);
       attribute(id === null || last?.tokens.some((one) => one.id === id) ? id : null);
     },
-    { signal },
+    signal,
   );
-  bands.addEventListener(
+  on(
+    bands,
     "click",
     (event) => {
       const kind = event.target instanceof Element ? event.target.closest("button")?.dataset.kind : undefined;
@@ -697,9 +717,10 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       drawControls();
       draw();
     },
-    { signal },
+    signal,
   );
-  views.addEventListener(
+  on(
+    views,
     "keydown",
     (event) => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
@@ -708,9 +729,9 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       view.set(view.get() === "layers" ? "grid" : "layers");
       tabs.find(([name]) => name === view.get())?.[1].focus();
     },
-    { signal },
+    signal,
   );
-  clear.addEventListener("click", () => follow(null), { signal });
+  on(clear, "click", () => follow(null), signal);
   selection.subscribe((chosen) => {
     if (chosen.token !== null) token = chosen.token;
     draw();
@@ -731,20 +752,20 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
   repaint();
   const themes = new MutationObserver(recolour);
   themes.observe(root, { attributes: true, attributeFilter: ["data-gl-theme"] });
-  signal.addEventListener("abort", () => themes.disconnect(), { once: true });
-  if (typeof ResizeObserver !== "undefined") {
-    let width = 0;
-    const observer = new ResizeObserver(() => {
+  atEnd(signal, () => themes.disconnect());
+  let width = 0;
+  onResize(
+    root,
+    () => {
       if (Math.abs(root.clientWidth - width) < 2) return;
       width = root.clientWidth;
       measureRoom();
       draw();
-    });
-    observer.observe(root);
-    signal.addEventListener("abort", () => observer.disconnect(), { once: true });
-  }
+    },
+    signal,
+  );
   globalThis.addEventListener("scroll", () => card.hide(), { capture: true, passive: true, signal });
-  signal.addEventListener("abort", () => card.hide(), { once: true });
+  atEnd(signal, () => card.hide());
   const step = (by: number) => () => go(token + by);
   keys(
     root,
@@ -795,17 +816,18 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
         ),
       );
       if (!same) scrubber.setTokens(given.tokens);
-      const unknown = given.evolution.someUnknown
-        ? [t("Dashed blocks: maximum unknown, sized by the largest value in this text.")]
-        : [];
-      const notes = [...given.evolution.notes, ...unknown].join(" ");
-      messages.say("notes", notes || null, "quiet");
+      drawNotes();
       messages.say(
         "empty",
         given.evolution.sites.length ? null : t("No site is open: there is only the model's guess."),
         "quiet",
       );
       about.show(given.about);
+      refresh();
+    },
+    learn(guesses) {
+      shown?.evolution.learn(guesses);
+      drawNotes();
       refresh();
     },
   };

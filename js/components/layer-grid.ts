@@ -1,11 +1,11 @@
 /** Layers by tokens, one number in each cell, on a canvas; the last layer on top, as the stream flows upwards. */
 
 import { opacity, type Rgb } from "../core/colour";
-import { rawText } from "../core/numbers";
+import { rawText, within } from "../core/numbers";
 import { tokenName } from "../core/text";
 import type { Token } from "../core/token";
 import { t } from "../core/words";
-import { h } from "./dom";
+import { h, on, onResize } from "./dom";
 import { svg } from "./svg";
 import "./layer-grid.css";
 
@@ -77,7 +77,7 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
     const { tokens, rows, selected, hue } = shown;
     const ratio = globalThis.devicePixelRatio || 1;
     const room = el.clientWidth || 900;
-    cell = Math.min(Math.max((room - LEFT - 8) / Math.max(tokens.length, 1), 7), 64);
+    cell = within((room - LEFT - 8) / Math.max(tokens.length, 1), 7, 64);
     const width = Math.max(LEFT + cell * tokens.length + 8, room);
     const height = HEAD + ROW * rows.length;
     space.style.width = `${width}px`;
@@ -156,34 +156,32 @@ export function layerGrid(onPick: (token: number) => void, signal: AbortSignal):
     ];
   };
   el.addEventListener("scroll", draw, { passive: true, signal });
-  canvas.addEventListener("pointermove", (event) => tell(...under(event)), { signal });
-  canvas.addEventListener(
+  on(canvas, "pointermove", (event) => tell(...under(event)), signal);
+  on(
+    canvas,
     "click",
     (event) => {
       const [token, at] = under(event);
       if (!shown?.tokens[token]) return;
-      row = Math.min(Math.max(at, 0), shown.rows.length - 1);
+      row = within(at, 0, shown.rows.length - 1);
       onPick(token);
       tell(token, row);
     },
-    { signal },
+    signal,
   );
-  canvas.addEventListener(
+  on(
+    canvas,
     "keydown",
     (event) => {
       if (!shown || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
       event.preventDefault();
       event.stopPropagation();
-      row = Math.min(Math.max(row + (event.key === "ArrowDown" ? 1 : -1), 0), shown.rows.length - 1);
+      row = within(row + (event.key === "ArrowDown" ? 1 : -1), 0, shown.rows.length - 1);
       tell(shown.selected, row);
     },
-    { signal },
+    signal,
   );
-  if (typeof ResizeObserver !== "undefined") {
-    const observer = new ResizeObserver(draw);
-    observer.observe(el);
-    signal.addEventListener("abort", () => observer.disconnect(), { once: true });
-  }
+  onResize(el, draw, signal);
 
   return {
     el: whole,

@@ -4,10 +4,10 @@ import type { Edge } from "../core/attribution";
 import { opacity } from "../core/colour";
 import type { Block, Chain, Column, Evolution, Ribbon } from "../core/evolution";
 import { type Frame, frame, type Layout, layout, neighbour, type Placed } from "../core/evolution-layout";
-import { strengthText } from "../core/numbers";
+import { strengthText, within } from "../core/numbers";
 import { fitted } from "../core/text";
 import { t } from "../core/words";
-import { freshId } from "./dom";
+import { freshId, on } from "./dom";
 import { recycled, svg } from "./svg";
 import "./layer-plot.css";
 
@@ -158,7 +158,7 @@ export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallba
         class: "gl-ribbon",
         "data-kind": ribbon.source.kind,
         "data-dim": dim ? "" : undefined,
-        "fill-opacity": (0.08 + 0.34 * Math.min(Math.max(ribbon.cosine, 0), 1)).toFixed(3),
+        "fill-opacity": (0.08 + 0.34 * within(ribbon.cosine, 0, 1)).toFixed(3),
       };
     });
     ribbonShapes(rows).forEach((shape, i) => {
@@ -238,9 +238,10 @@ export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallba
     else onHover(ribbon && target instanceof Element ? { ribbon, anchor: target } : null);
   };
 
-  el.addEventListener("pointerover", (event) => over(event.target), { signal });
-  el.addEventListener("pointerleave", () => over(null), { signal });
-  el.addEventListener(
+  on(el, "pointerover", (event) => over(event.target), signal);
+  on(el, "pointerleave", () => over(null), signal);
+  on(
+    el,
     "focusin",
     (event) => {
       const found = blockOf(event.target);
@@ -248,10 +249,11 @@ export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallba
       setCurrent(found.place.block.name);
       if (found.shape.matches(":focus-visible")) over(event.target);
     },
-    { signal },
+    signal,
   );
-  el.addEventListener("focusout", () => over(null), { signal });
-  el.addEventListener(
+  on(el, "focusout", () => over(null), signal);
+  on(
+    el,
     "click",
     (event) => {
       const found = blockOf(event.target);
@@ -262,17 +264,19 @@ export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallba
         onSelect(block);
       }
     },
-    { signal },
+    signal,
   );
-  el.addEventListener(
+  on(
+    el,
     "dblclick",
     (event) => {
       const block = blockOf(event.target)?.place.block;
       if (block) onOpen(block);
     },
-    { signal },
+    signal,
   );
-  el.addEventListener(
+  on(
+    el,
     "keydown",
     (event) => {
       const found = blockOf(event.target);
@@ -287,7 +291,7 @@ export function layerPlot({ onHover, onSelect, onOpen, signal }: LayerPlotCallba
       event.preventDefault();
       event.stopPropagation();
     },
-    { signal },
+    signal,
   );
 
   function focus(feature = current ?? ""): void {

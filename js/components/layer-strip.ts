@@ -2,8 +2,10 @@
 
 import type { Evolution, Measures } from "../core/evolution";
 import type { Frame } from "../core/evolution-layout";
+import { within } from "../core/numbers";
 import { visibleText } from "../core/text";
 import { mark, t } from "../core/words";
+import { on } from "./dom";
 import { svg } from "./svg";
 
 export interface StripContent {
@@ -43,7 +45,7 @@ export function layerStrip(
   const columnOf = (layer: number) => el.querySelector(`[data-layer="${layer}"]`);
   const stand = (layer: number) => {
     columnOf(current)?.classList.remove("gl-layer-at");
-    current = Math.min(Math.max(layer, ends[0]), ends[1]);
+    current = within(layer, ends[0], ends[1]);
     el.setAttribute("aria-valuenow", String(current));
     el.setAttribute("aria-valuetext", spoken(current));
     if (!el.matches(":focus-visible")) return;
@@ -54,18 +56,20 @@ export function layerStrip(
     const at = target instanceof Element ? target.closest("[data-layer]") : null;
     onHover(at === null ? null : Number(at.getAttribute("data-layer")), at);
   };
-  el.addEventListener("pointerover", (event) => over(event.target), { signal });
-  el.addEventListener("pointerleave", () => over(null), { signal });
-  el.addEventListener("focus", () => stand(current), { signal });
-  el.addEventListener(
+  on(el, "pointerover", (event) => over(event.target), signal);
+  on(el, "pointerleave", () => over(null), signal);
+  on(el, "focus", () => stand(current), signal);
+  on(
+    el,
     "blur",
     () => {
       columnOf(current)?.classList.remove("gl-layer-at");
       over(null);
     },
-    { signal },
+    signal,
   );
-  el.addEventListener(
+  on(
+    el,
     "keydown",
     (event) => {
       const { key } = event;
@@ -75,7 +79,7 @@ export function layerStrip(
       event.stopPropagation();
       stand(to);
     },
-    { signal },
+    signal,
   );
 
   return {

@@ -1,7 +1,7 @@
 /** A picture as a file: SVG with its styles written into it, or PNG at twice its size. */
 
 import { t } from "../core/words";
-import { h } from "./dom";
+import { h, on } from "./dom";
 import { svg } from "./svg";
 
 const KEPT = [
@@ -92,7 +92,8 @@ export function saveButtons(
         "aria-label": t("Save the picture as {kind}", { kind }),
       },
     });
-    one.addEventListener(
+    on(
+      one,
       "click",
       async () => {
         try {
@@ -105,7 +106,7 @@ export function saveButtons(
           onError(error);
         }
       },
-      { signal },
+      signal,
     );
     return one;
   };

@@ -1,6 +1,7 @@
 /** Light or dark, told by the colour of the text the host gives us: that works in every host and shadow root. */
 
 import { PALETTES, type PaletteName } from "../core/colour";
+import { atEnd } from "./dom";
 
 export type Theme = "light" | "dark";
 
@@ -29,7 +30,7 @@ export function themed(root: HTMLElement, signal: AbortSignal): (palette: Palett
       attributes: true,
       attributeFilter: ["class", "style", "data-theme", "data-jp-theme-name"],
     });
-  signal.addEventListener("abort", () => observer.disconnect(), { once: true });
+  atEnd(signal, () => observer.disconnect());
   globalThis.matchMedia?.("(prefers-color-scheme: dark)").addEventListener?.("change", apply, { signal });
   // The colour is only known once the host has put the root into the page.
   requestAnimationFrame(() => !signal.aborted && apply());

@@ -4,7 +4,7 @@ import { opacity } from "../core/colour";
 import { tokenName, tokenPieces } from "../core/text";
 import type { Token } from "../core/token";
 import { t } from "../core/words";
-import { closestNumber, h } from "./dom";
+import { closestNumber, h, on, onResize } from "./dom";
 import { fillPieces } from "./text";
 import "./token-scrubber.css";
 
@@ -102,23 +102,25 @@ export function tokenScrubber({
 
   line.id = `gl-scrub-${Math.floor(Math.random() * 1e9).toString(36)}`;
   el.addEventListener("scroll", draw, { passive: true, signal });
-  line.addEventListener(
+  on(
+    line,
     "pointerdown",
     (event) => {
       if (event.button !== 0) return;
       pressed = true;
       scrub(event.target);
     },
-    { signal },
+    signal,
   );
-  line.addEventListener(
+  on(
+    line,
     "pointermove",
     (event) => {
       // A finger that is down keeps its first target: what is under it must be asked for.
       const root = el.getRootNode() as Document | ShadowRoot;
       if (pressed) scrub(root.elementFromPoint?.(event.clientX, event.clientY) ?? event.target);
     },
-    { signal },
+    signal,
   );
   for (const name of ["pointerup", "pointercancel"])
     globalThis.addEventListener(
@@ -129,14 +131,14 @@ export function tokenScrubber({
       },
       { signal },
     );
-  if (typeof ResizeObserver !== "undefined") {
-    const observer = new ResizeObserver(() => {
+  onResize(
+    el,
+    () => {
       reveal();
       draw();
-    });
-    observer.observe(el);
-    signal.addEventListener("abort", () => observer.disconnect(), { once: true });
-  }
+    },
+    signal,
+  );
 
   return {
     el,

@@ -1,6 +1,7 @@
 /** Where everything of one token's picture stands. Lengths in pixels. */
 
 import { BANDS, type Block, type Chain, type Column, type Evolution, type Ribbon, weightOf } from "./evolution";
+import { within } from "./numbers";
 import { t } from "./words";
 
 export interface Placed {
@@ -79,10 +80,10 @@ const STEEP = 0.55;
 export function frame(evolution: Evolution, kinds: string[], available: number): Frame {
   const [first, last] = evolution.span;
   const cells = last - first + 1;
-  const cell = Math.min(Math.max((available - GUTTER - RIGHT) / cells, NARROWEST), WIDEST);
+  const cell = within((available - GUTTER - RIGHT) / cells, NARROWEST, WIDEST);
   const heaviest = kinds.map((kind) => evolution.heaviest(kind));
   const sum = heaviest.reduce((total, one) => total + one, 0);
-  const unit = Math.min(Math.max(ROOM / Math.max(sum, 0.1), 16), 64);
+  const unit = within(ROOM / Math.max(sum, 0.1), 16, 64);
   let y = TOP;
   const bands = kinds.map((kind, i) => {
     // What is weak is drawn a little higher than it is, or it could not be hit.

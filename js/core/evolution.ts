@@ -1,6 +1,7 @@
 /** A text from layer to layer: at every token and site the strongest features, and which are joined to which. */
 
 import { featureName, parseFeature } from "./feature";
+import { within } from "./numbers";
 import { decodeArray, type Numbers, type WireArray } from "./wire";
 import { mark } from "./words";
 
@@ -33,11 +34,9 @@ export interface WireEvolution {
     cosine: WireArray;
     coactivation: WireArray;
   };
-  guesses: WireGuesses | null;
-  notes: string[];
 }
 
-interface WireGuesses {
+export interface WireGuesses {
   positions: WireArray;
   layers: WireArray;
   texts: string[];
@@ -46,6 +45,7 @@ interface WireGuesses {
   tokens: WireArray;
   probabilities: WireArray;
   entropies: WireArray;
+  notes: string[];
 }
 
 export interface SiteRef {
@@ -116,10 +116,12 @@ export const BANDS: [kind: string, title: string][] = [
   ["transcoder", mark("transcoder")],
 ];
 
+const NONE = new Uint8Array(0);
+
 /** A block may be this much higher than one at its own maximum. */
 const MOST = 1.25;
 
-export const weightOf = (block: Block): number => Math.min(Math.max(block.shade, 0), MOST);
+export const weightOf = (block: Block): number => within(block.shade, 0, MOST);
 
 /** Features of all sites in one number; no SAE is wider than 2^24. */
 const keyOf = (site: number, feature: number) => site * 2 ** 24 + feature;
@@ -137,9 +139,9 @@ export class Evolution {
   readonly tokens: number;
   readonly sites: SiteRef[];
   readonly missing: SiteRef[];
-  readonly notes: string[];
+  notes: string[] = [];
   /** Layers that have guesses, ascending. */
-  readonly guessed: number[];
+  guessed: number[] = [];
   readonly #kept: [number, number] | null;
   readonly #starts: Uint32Array;
   readonly #features: Numbers;
@@ -154,22 +156,21 @@ export class Evolution {
   readonly #next = new Map<number, Joined>();
   readonly #before = new Map<number, Joined>();
   readonly #special: boolean[];
-  readonly #guesses: WireGuesses | null;
-  readonly #guessAt = new Map<number, number>();
-  readonly #guessIds: Numbers;
-  readonly #guessTokens: Numbers;
-  readonly #guessShares: Numbers;
-  readonly #entropies: Numbers;
+  #guessAt = new Map<number, number>();
+  #guessTexts: string[] = [];
+  #guessIds: Numbers = NONE;
+  #guessTokens: Numbers = NONE;
+  #guessShares: Numbers = NONE;
+  #entropies: Numbers = NONE;
 
   /** `special` says which tokens the SAEs were not trained on: they have no blocks. */
-  constructor(wire: WireEvolution, special: boolean[]) {
+  constructor(wire: WireEvolution, special: boolean[], guesses: WireGuesses) {
     this.k = wire.k;
     this.layers = wire.layers;
     this.tokens = special.length;
     this.#special = special;
     this.sites = wire.sites.map(siteRef);
     this.missing = wire.missing.map(siteRef);
-    this.notes = wire.notes;
     this.#kept = wire.kept ?? null;
     const cells = this.sites.length * this.tokens;
     const counts = decodeArray(wire.counts);
@@ -193,17 +194,19 @@ export class Evolution {
     this.#maxima = new Map();
     this.#readMaxima(decodeArray(wire.maxima));
     this.#readRibbons(wire.ribbons);
-    this.#guesses = wire.guesses;
-    const empty = new Uint8Array(0);
-    this.guessed = wire.guesses ? [...decodeArray(wire.guesses.layers)] : [];
-    this.#guessIds = wire.guesses ? decodeArray(wire.guesses.ids) : empty;
-    this.#guessTokens = wire.guesses ? decodeArray(wire.guesses.tokens) : empty;
-    this.#guessShares = wire.guesses ? decodeArray(wire.guesses.probabilities) : empty;
-    this.#entropies = wire.guesses ? decodeArray(wire.guesses.entropies) : empty;
-    if (wire.guesses)
-      decodeArray(wire.guesses.positions).forEach((position, place) => {
-        this.#guessAt.set(position, place);
-      });
+    this.learn(guesses);
+  }
+
+  /** What the model would say, instead of what was known of that. */
+  learn(wire: WireGuesses): void {
+    this.guessed = [...decodeArray(wire.layers)];
+    this.#guessTexts = wire.texts;
+    this.#guessIds = decodeArray(wire.ids);
+    this.#guessTokens = decodeArray(wire.tokens);
+    this.#guessShares = decodeArray(wire.probabilities);
+    this.#entropies = decodeArray(wire.entropies);
+    this.#guessAt = new Map([...decodeArray(wire.positions)].map((position, place) => [position, place]));
+    this.notes = wire.notes;
   }
 
   /** Kinds that are open, in the order of their bands. */
@@ -263,15 +266,14 @@ export class Evolution {
   /** What the model would say after a token if it stopped at each layer; empty where that was not asked for. */
   guesses(token: number): GuessAt[] {
     const place = this.#guessAt.get(token);
-    const wire = this.#guesses;
-    if (place === undefined || wire === null) return [];
+    if (place === undefined) return [];
     const layers = this.guessed.length;
     const each = this.#guessTokens.length / Math.max(layers * this.#guessAt.size, 1);
     return this.guessed.map((layer, i) => {
       const from = (place * layers + i) * each;
       const tokens = Array.from({ length: each }, (_, n) => {
         const at = this.#guessTokens[from + n];
-        return { id: this.#guessIds[at], text: wire.texts[at], probability: this.#guessShares[from + n] };
+        return { id: this.#guessIds[at], text: this.#guessTexts[at], probability: this.#guessShares[from + n] };
       });
       return { layer, tokens, entropy: this.#entropies[place * layers + i] };
     });
@@ -449,8 +451,8 @@ function byWeight(a: Chain, b: Chain): number {
 }
 
 /** What came over the wire, or null if there is nothing. Throws when its parts do not fit together. */
-export function readEvolution(given: unknown, special: boolean[]): Evolution | null {
+export function readEvolution(given: unknown, special: boolean[], guesses: unknown): Evolution | null {
   return typeof given === "object" && given !== null && "counts" in given
-    ? new Evolution(given as WireEvolution, special)
+    ? new Evolution(given as WireEvolution, special, guesses as WireGuesses)
     : null;
 }

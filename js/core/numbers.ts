@@ -1,5 +1,10 @@
 /** Numbers as they are read. */
 
+/** `value`, or the nearer end of the span. */
+export function within(value: number, least: number, most: number): number {
+  return Math.min(Math.max(value, least), most);
+}
+
 /** A strength in units of the feature's own maximum; "?" when that maximum is not known. */
 export function strengthText(strength: number): string {
   if (Number.isNaN(strength)) return "?";

@@ -3,7 +3,7 @@
 import { layerEvolution, readNames, readView } from "../components/layer-evolution";
 import { readAttribution } from "../core/attribution";
 import { paletteOf } from "../core/colour";
-import { readEvolution } from "../core/evolution";
+import { readEvolution, type WireGuesses } from "../core/evolution";
 import { FactsCache } from "../core/facts";
 import { type Facts, featureName } from "../core/feature";
 import { heartbeat } from "../core/heartbeat";
@@ -30,6 +30,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
     names: trait(model, "names", readNames),
     attribution: trait(model, "attribution", readAttribution),
     palette: trait(model, "palette", paletteOf),
+    guessing: () => model.get("guessing") === true,
     facts: {
       get: (site, feature) => saved[featureName(site, feature)] ?? asked.get(site, feature),
       want: (site, features, wanted) => asked.want(site, features, wanted),
@@ -55,7 +56,7 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
     try {
       const tokens = (model.get("tokens") ?? []) as Token[];
       const special = tokens.map((token) => token.special);
-      const evolution = readEvolution(model.get("layers"), special);
+      const evolution = readEvolution(model.get("layers"), special, model.get("guesses"));
       if (evolution) view.show({ tokens, evolution, about: model.get("about") as About });
       view.banner.say("unreadable", null);
     } catch (error) {
@@ -67,6 +68,8 @@ function draw({ model, el, signal, host }: RenderProps & { host?: Host }): void 
     }
   };
   trait(model, "layers", () => undefined).subscribe(show, signal);
+  for (const name of ["guesses", "guessing"])
+    trait(model, name, () => model.get("guesses") as WireGuesses).subscribe(view.learn, signal);
   show();
   if (!live) return;
   if (host) showBelow(model, "card", host, view, signal);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
@@ -174,6 +175,12 @@ class Columns(Sequence[TokenColumn]):
         self.k, self.norms, self.fvus, self.guesses = k, norms, fvus, guesses
         self._trace = trace
         self._shown = {site: shown(acts, trace.maxima[site], k) for site, acts in trace.acts.items()}
+
+    def guessing(self, guesses: Mapping[int, tuple[Guess, ...]]) -> Columns:
+        """The same with these guesses beside those that are there."""
+        made = copy(self)
+        made.guesses = {**self.guesses, **guesses}
+        return made
 
     def __len__(self) -> int:
         return len(self._trace)

@@ -447,9 +447,7 @@ def _wire_loupe(loupe: Loupe) -> dict[str, Any]:
 
 def _trace_of(widget: Any) -> Trace | None:
     """The text that a widget shows, token by token; None for those that show none."""
-    if isinstance(widget, TraceView):
-        return widget.trace
-    return widget.evolution.trace if isinstance(widget, LayerEvolution) else None
+    return widget.trace if isinstance(widget, (TraceView, LayerEvolution)) else None
 
 
 def _feature_of(widget: Any) -> str | None:

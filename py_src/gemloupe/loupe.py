@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from .budget import Plan, bytes_of
@@ -99,6 +103,9 @@ def open(
     given = {"scope": scope, "sites": sites, "layers": layers, "width": width, "l0": l0, "device": device}
     given |= {"dtype": dtype, "budget": budget}
     made.opened_with = {"model": model} | {name: value for name, value in given.items() if value is not None}
+    if "ipykernel" in sys.modules:
+        # In a notebook a picture comes next; what it imports takes a third of a second.
+        Thread(target=import_module, args=("gemloupe.widgets.layer_evolution",), daemon=True).start()
     return made
 
 
@@ -306,17 +313,27 @@ class Loupe:
         only what leads to a next token.
 
         `token` (position or text) is shown first, by default the last one; `k`, `guesses`, `at` and `sites` as in
-        `evolve`; `selected`, `view` ('layers', 'grid') and `palette` set what is shown first.
+        `evolve`, but without `at` the guesses at other tokens than that one follow a moment later; `selected`,
+        `view` ('layers', 'grid') and `palette` set what is shown first.
         """
         from .evolution import Evolution
+        from .study.evolve import guessed
         from .widgets.layer_evolution import LayerEvolution
         from .widgets.origin import Origin
 
-        found = given
+        found, more, begun = given, None, time.monotonic()
         asked = {name: one for name, one in (("at", at), ("sites", sites)) if one is not None}
         asked |= ({} if k == 8 else {"k": k}) | ({} if guesses == 5 else {"guesses": guesses})
         if not isinstance(found, Evolution):
-            found = self.evolve(given, k, guesses=guesses, at=at, sites=sites)
+            if at is None and guesses:
+                # Guesses take longer than all the rest, and the picture can do without those of other tokens at first.
+                place: Any = -1 if token is None else token
+                if isinstance(token, str):
+                    place = self.read(given, sites=()).positions(token)[-1]
+                found = self.evolve(given, k, guesses=guesses, at=place, sites=sites)
+                more = partial(guessed, self.engine, found, guesses)
+            else:
+                found = self.evolve(given, k, guesses=guesses, at=at, sites=sites)
         made = LayerEvolution(
             found,
             token=token,
@@ -324,6 +341,8 @@ class Loupe:
             names_of=self._best_labels,
             attribute=self.attribution,
             card_of=lambda feature: self.card(feature, text=found.trace),
+            more=more,
+            begun=begun,
             **options,
         )
         made.origin = Origin(self, "evolution", (given,), asked)

@@ -1,6 +1,6 @@
 /** An evolution as the kernel writes it, from plain values. */
 
-import type { WireEvolution } from "../../js/core/evolution";
+import type { WireEvolution, WireGuesses } from "../../js/core/evolution";
 import { array, token } from "./fake";
 
 export interface Plain {
@@ -14,7 +14,7 @@ export interface Plain {
   guesses?: (string[] | null)[];
 }
 
-export function wireEvolution({ sites, missing = [], blocks, maxima, ribbons = [], guesses }: Plain): WireEvolution {
+export function wireEvolution({ sites, missing = [], blocks, maxima, ribbons = [] }: Plain): WireEvolution {
   const counts: number[] = [];
   const features: number[] = [];
   const values: number[] = [];
@@ -36,10 +36,6 @@ export function wireEvolution({ sites, missing = [], blocks, maxima, ribbons = [
   const tokens = blocks[0]?.length ?? 0;
   const split = (name: string) => name.split("/");
   const place = (name: string) => sites.indexOf(split(name)[0]);
-  const texts = [...new Set((guesses ?? []).flatMap((one) => one ?? []))];
-  const positions = (guesses ?? []).flatMap((one, at) => (one ? [at] : []));
-  const all = positions.flatMap((at) => guesses?.[at] ?? []);
-  const layers = positions.length ? (guesses?.[positions[0]]?.length ?? 0) : 0;
   return {
     k: 8,
     layers: 4,
@@ -92,32 +88,37 @@ export function wireEvolution({ sites, missing = [], blocks, maxima, ribbons = [
         ribbons.map(([, , , together]) => together),
       ),
     },
-    guesses: guesses
-      ? {
-          positions: array("u2", positions),
-          layers: array(
-            "u1",
-            Array.from({ length: layers }, (_, i) => i),
-          ),
-          texts,
-          ids: array(
-            "u2",
-            texts.map((_, i) => 100 + i),
-          ),
-          tokens: array(
-            "u2",
-            all.map((text) => texts.indexOf(text)),
-          ),
-          probabilities: array(
-            "f4",
-            all.map(() => 0.5),
-          ),
-          entropies: array(
-            "f4",
-            all.map((_, i) => i),
-          ),
-        }
-      : null,
+  };
+}
+
+export function wireGuesses({ guesses = [] }: Pick<Plain, "guesses">): WireGuesses {
+  const texts = [...new Set(guesses.flatMap((one) => one ?? []))];
+  const positions = guesses.flatMap((one, at) => (one ? [at] : []));
+  const all = positions.flatMap((at) => guesses[at] ?? []);
+  const layers = guesses[positions[0]]?.length ?? 0;
+  return {
+    positions: array("u2", positions),
+    layers: array(
+      "u1",
+      Array.from({ length: layers }, (_, i) => i),
+    ),
+    texts,
+    ids: array(
+      "u2",
+      texts.map((_, i) => 100 + i),
+    ),
+    tokens: array(
+      "u2",
+      all.map((text) => texts.indexOf(text)),
+    ),
+    probabilities: array(
+      "f4",
+      all.map(() => 0.5),
+    ),
+    entropies: array(
+      "f4",
+      all.map((_, i) => i),
+    ),
     notes: [],
   };
 }
@@ -159,6 +160,8 @@ export function evolutionState(more: Record<string, unknown> = {}): Record<strin
     about: { model: "tiny", scope: null, device: "cpu", dtype: "float32", note: "" },
     tokens: [token("<bos>", { special: true }), token(" a"), token(" b")],
     layers: wireEvolution(PLAIN),
+    guesses: wireGuesses(PLAIN),
+    guessing: false,
     names: { "res.0/0": ["cities", true], "res.1/7": ["on “a” · promotes “b”", false] },
     selection: { token: 1, feature: null },
     view: "layers",

@@ -2,10 +2,10 @@ import { describe, expect, test } from "vitest";
 import { edgesAt, effectsByToken, readAttribution } from "../../js/core/attribution";
 import { Evolution, readEvolution } from "../../js/core/evolution";
 import { frame, layout, neighbour } from "../../js/core/evolution-layout";
-import { PLAIN, SPECIAL, wireEvolution } from "./evolution-fake";
+import { PLAIN, SPECIAL, wireEvolution, wireGuesses } from "./evolution-fake";
 import { array } from "./fake";
 
-const evolution = new Evolution(wireEvolution(PLAIN), SPECIAL);
+const evolution = new Evolution(wireEvolution(PLAIN), SPECIAL, wireGuesses(PLAIN));
 const names = (blocks: { name: string }[]) => blocks.map(({ name }) => name);
 
 describe("an evolution", () => {
@@ -55,9 +55,13 @@ describe("an evolution", () => {
     expect(evolution.guesses(0)).toEqual([]);
   });
   test("refuses parts that do not fit", () => {
-    expect(() => new Evolution({ ...wireEvolution(PLAIN), l0: array("u1", [1]) }, SPECIAL)).toThrow(/do not fit/);
-    expect(() => new Evolution({ ...wireEvolution(PLAIN), maxima: array("f4", [1]) }, SPECIAL)).toThrow(/maxima/);
-    expect(readEvolution(null, [])).toBeNull();
+    expect(() => new Evolution({ ...wireEvolution(PLAIN), l0: array("u1", [1]) }, SPECIAL, wireGuesses({}))).toThrow(
+      /do not fit/,
+    );
+    expect(
+      () => new Evolution({ ...wireEvolution(PLAIN), maxima: array("f4", [1]) }, SPECIAL, wireGuesses({})),
+    ).toThrow(/maxima/);
+    expect(readEvolution(null, [], null)).toBeNull();
   });
 });
 
@@ -90,6 +94,7 @@ describe("the layout", () => {
     const one = new Evolution(
       wireEvolution({ sites: ["res.12"], blocks: [[{ 0: 1 }, { 0: 2 }]], maxima: { "res.12/0": 2 } }),
       [false, false],
+      wireGuesses({}),
     );
     const only = layout(one, one.column(0), frame(one, one.kinds, 900));
     expect(only.blocks).toHaveLength(1);

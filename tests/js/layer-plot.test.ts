@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { standalone, svgUrl } from "../../js/components/save-picture";
 import widget, { mountStatic } from "../../js/widgets/layer-evolution";
-import { evolutionState, PLAIN, wireEvolution } from "./evolution-fake";
+import { evolutionState, PLAIN, wireEvolution, wireGuesses } from "./evolution-fake";
 import { FakeModel, press, settled, token } from "./fake";
 
 let model: FakeModel;
@@ -83,6 +83,19 @@ describe("the picture", () => {
     expect(model.saves).toBe(1);
     expect(model.get("selection")).toEqual({ token: 2, feature: null });
     expect(model.sent).toEqual([]);
+  });
+  test("shows guesses that come after the rest, and says so until then", () => {
+    const first = wireGuesses({ guesses: [null, ["x", "y", " Paris"], null] });
+    mount({ guesses: first, guessing: true });
+    const guesses = () => all(".gl-strips .gl-guess-at text").map((text) => text.textContent);
+    expect([guesses().length, one(".gl-plot-note").textContent]).toEqual([3, ""]);
+    scrub(2);
+    expect(guesses()).toEqual([]);
+    expect(one(".gl-plot-note").textContent).toContain("follow in a moment");
+    model.update({ guessing: false, guesses: wireGuesses(PLAIN) });
+    expect(guesses()).toEqual(["x", "x", "y"]);
+    expect(one('.gl-scrub [aria-selected="true"]').dataset.token).toBe("2");
+    expect(one(".gl-plot-note").textContent).toBe("");
   });
   test("walks with the arrows, token 0 included", () => {
     mount();

@@ -12,7 +12,7 @@ from gemloupe.errors import Refusal
 from gemloupe.evolution import Attribution, Edge
 from gemloupe.feature import FeatureId
 from gemloupe.trace import Token
-from gemloupe.widgets.evolution_wire import shown_features, wire_evolution
+from gemloupe.widgets.evolution_wire import shown_features, wire_evolution, wire_guesses
 from gemloupe.widgets.layer_evolution import LayerEvolution
 from gemloupe.wire import arrays
 
@@ -92,13 +92,42 @@ def test_measures_and_guesses_cross(evolution, widget):
         for s, site in enumerate(column.sites):
             assert l0[s, column.position] == site.l0
             assert norms[s, column.position] == pytest.approx(site.norm, rel=2e-3, abs=1e-2)
-    guesses = wire["guesses"]
+    guesses = widget.guesses
     places = arrays.read_array(guesses["tokens"])
     last = evolution.columns[-1].guesses
     assert [guesses["texts"][i] for i in places[-1, :, 0]] == [guess.tokens[0][1] for guess in last]
     assert arrays.read_array(guesses["entropies"])[-1] == pytest.approx(last[-1].entropy, rel=2e-3)
-    without = wire_evolution(tiny_without_guesses(evolution))
-    assert without["guesses"] is None
+    without = wire_guesses(tiny_without_guesses(evolution))
+    assert without["texts"] == [] and not arrays.read_array(without["positions"]).size
+
+
+def test_the_other_tokens_guesses_follow(tiny3, monkeypatch):
+    from gemloupe.study import evolve
+
+    go, make = threading.Event(), evolve.guessed
+
+    def late(*given):
+        assert go.wait(10)
+        return make(*given)
+
+    monkeypatch.setattr(evolve, "guessed", late)
+    shown = tiny3.evolution(TEXT, token=" City")
+    assert arrays.read_array(shown.guesses["positions"]).tolist() == [2] and shown.guessing
+    early = shown._repr_mimebundle_()[0]["text/html"]
+    assert '"guessing": true' in early
+    go.set()
+    complete = shown.evolution  # waits
+    assert arrays.read_array(shown.guesses["positions"]).tolist() == list(range(7)) and not shown.guessing
+    whole = tiny3.evolve(TEXT)
+    for ours, theirs in zip(complete.columns, whole.columns, strict=True):
+        assert [g.tokens for g in ours.guesses] == [g.tokens for g in theirs.guesses]
+    assert complete.ribbons == whole.ribbons and complete.notes == whole.notes
+
+
+def test_closing_gives_up_the_guesses_that_are_still_to_come(tiny3):
+    shown = tiny3.evolution(TEXT)
+    shown.close()
+    assert shown.wait(10)
 
 
 def tiny_without_guesses(evolution):

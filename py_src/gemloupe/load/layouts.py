@@ -260,10 +260,10 @@ def _read_packed(file: Path, found: Found, model: object) -> Sae:
     _check_threshold(file, tensors["threshold"])
     return Sae(
         found.site,
-        encoder=tensors["W_enc"].float() * tensors["W_enc_scale"][:, None],
+        encoder=tensors["W_enc"].float().mul_(tensors["W_enc_scale"][:, None]),
         b_enc=tensors["b_enc"],
         threshold=tensors["threshold"],
-        decoder=tensors["W_dec"].float() * tensors["W_dec_scale"][:, None],
+        decoder=tensors["W_dec"].float().mul_(tensors["W_dec_scale"][:, None]),
         b_dec=tensors["b_dec"],
         encoder_int8=tensors["W_enc"],
         encoder_scale=tensors["W_enc_scale"],

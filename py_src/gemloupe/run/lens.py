@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .capture import body
+from .product import blocks
 
 # Rows, and entries of the vocabulary, whose logits exist at the same time. Each group of rows reads the whole
 # unembedding from memory, so there should be few groups; a block of 38 MB is worked on while it is at hand.
@@ -76,8 +77,7 @@ class Lens:
         for start in range(0, len(self._weight), _BLOCK):
             self._checkpoint(1.0)
             weight = self._weight[start : start + _BLOCK]
-            out = product if len(weight) == _BLOCK else None
-            logits = torch.mm(rows, weight.T, out=out).to(torch.float32)
+            logits = blocks(rows, weight, product if len(weight) == _BLOCK else None).to(torch.float32)
             if self._cap is not None:
                 logits = logits.div_(self._cap).tanh_().mul_(self._cap)
             best, where, tops = self._tops(logits)

@@ -24,3 +24,19 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     # The transposed view, not a transposed copy, is what the fast way takes.
     columns = torch.cat((x, x)).T if rows == 1 else x.contiguous().T
     return torch.mm(weight, columns)[:, :rows].T.contiguous()
+
+
+def blocks(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """x [row, in] times weight [out, in]: [row, out], for many rows; float32 where `x` is.
+
+    On a CPU by oneDNN, whose float32 product takes half of MKL's time on an AMD machine and no longer on Intel's.
+    `out` is written to only where it is of use.
+    """
+    fused = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _onednn()
+    if fused and weight.is_contiguous():
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "none", [], "")
+    return torch.mm(x, weight.T, out=out)
+
+
+def _onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

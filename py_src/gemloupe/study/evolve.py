@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engine.protocol import EvolveRequest
 from ..evolution import Columns, Evolution, Ribbon, alike
 from ..feature import FeatureId
 from ..words import say
 from .matches import joined, neighbours_of
 
 if TYPE_CHECKING:
-    from ..engine.protocol import Engine, EvolveRequest
+    from ..engine.protocol import Engine
     from .matches import MatchFile
 
 
@@ -26,6 +28,20 @@ def evolve(engine: Engine, request: EvolveRequest, file: MatchFile | None) -> Ev
         note = say("Features are not joined from layer to layer: there is no file of matches (loupe.write_matches).")
         return replace(found, notes=(*found.notes, note))
     return replace(found, ribbons=ribbons(found, engine, file))
+
+
+def guessed(engine: Engine, found: Evolution, guesses: int, started: Callable[[Any], Any]) -> Evolution:
+    """`found` with the model's guesses at all positions that have them by default: another pass, without SAEs.
+
+    `started` gets the job, to cancel it.
+    """
+    ids = tuple(token.id for token in found.trace.tokens)
+    job = engine.evolve(EvolveRequest(ids, guesses=guesses, sites=()))
+    started(job)
+    more = job.result()
+    columns = found.columns
+    assert isinstance(columns, Columns) and isinstance(more.columns, Columns)
+    return replace(found, columns=columns.guessing(more.columns.guesses), notes=(*found.notes, *more.notes))
 
 
 def ribbons(found: Evolution, engine: Any, file: MatchFile | None) -> tuple[Ribbon, ...]:

@@ -56,8 +56,6 @@ def wire_evolution(evolution: Evolution, kept: range | None = None) -> dict[str,
         "normScales": arrays.array(norm_scales, "f4"),
         "fvus": arrays.array(_joined(fvus), "f2"),
         "ribbons": _ribbons(evolution),
-        "guesses": _guesses(columns),
-        "notes": list(evolution.notes),
     }
 
 
@@ -79,25 +77,26 @@ def _ribbons(evolution: Evolution) -> dict[str, Any]:
     }
 
 
-def _guesses(columns: Columns) -> dict[str, Any] | None:
-    """The guesses of all positions that have some: each token's text crosses once."""
+def wire_guesses(evolution: Evolution) -> dict[str, Any]:
+    """The guesses of all positions that have some, each token's text once; and the notes, which speak of them too."""
+    columns = evolution.columns
+    assert isinstance(columns, Columns)
     positions = sorted(position for position, made in columns.guesses.items() if made)
-    if not positions:
-        return None
-    layers = [guess.layer for guess in columns.guesses[positions[0]]]
     every = [guess for position in positions for guess in columns.guesses[position]]
+    layers = [guess.layer for guess in columns.guesses[positions[0]]] if positions else []
     places: dict[tuple[int, str], int] = {}
     tokens = [[places.setdefault((i, text), len(places)) for i, text, _ in guess.tokens] for guess in every]
-    shape = (len(positions), len(layers), -1)
+    shape = (len(positions), len(layers), len(tokens[0]) if tokens else 0)
     shares = np.array([[share for *_, share in guess.tokens] for guess in every])
     return {
-        "positions": arrays.whole_numbers(positions),
-        "layers": arrays.whole_numbers(layers),
+        "positions": arrays.whole_numbers(np.array(positions, np.int64)),
+        "layers": arrays.whole_numbers(np.array(layers, np.int64)),
         "texts": [text for _, text in places],
         "ids": arrays.whole_numbers(np.array([i for i, _ in places], np.int64)),
         "tokens": arrays.whole_numbers(np.array(tokens, np.int64).reshape(shape)),
         "probabilities": arrays.array(shares.reshape(shape), "f2"),
         "entropies": arrays.array([guess.entropy for guess in every], "f2"),
+        "notes": list(evolution.notes),
     }
 
 

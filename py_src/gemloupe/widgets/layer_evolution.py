@@ -7,7 +7,9 @@ import html
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -20,10 +22,11 @@ from ..evolution import Attribution, Evolution, Grid, TokenColumn
 from ..feature import FeatureId
 from ..label import Label
 from ..site import Site
+from ..trace import Trace
 from ..wire.rpc import Handler
 from ..words import here, say
 from .colour import PALETTES
-from .evolution_wire import shown_features, wire_attribution, wire_evolution
+from .evolution_wire import shown_features, wire_attribution, wire_evolution, wire_guesses
 from .latest import Latest, Task
 from .live import STATIC, LiveWidget, refusing_traits
 from .selection import Selection, read_selection
@@ -36,12 +39,15 @@ FactsOf = Callable[[tuple[FeatureId, ...]], tuple[FeatureFacts, ...]]
 NamesOf = Callable[[Iterable[FeatureId]], Mapping[FeatureId, Label]]
 Attribute = Callable[..., Attribution]
 Card = Callable[[FeatureId], Any]
+More = Callable[[Callable[[Any], Any]], Evolution]
 
 _log = logging.getLogger(__name__)
 
 VIEWS = ("layers", "grid")
 _NAMED, _AT_ONCE = 4000, 200  # features that get a name, and how many are looked up before the next look at a stop
 _KEPT = 256  # tokens whose features a notebook's saved output keeps
+# Seconds from the call that a cell waits for names and guesses, to have them in what it saves, and from the picture.
+_PATIENCE, _LEAST = 1.0, 0.2
 
 
 class LayerEvolution(LiveWidget):
@@ -63,6 +69,11 @@ class LayerEvolution(LiveWidget):
     """The tokens, as `trace_view.wire_token` writes them."""
     layers: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
     """All columns, as `evolution_wire.wire_evolution` writes them: scrubbing asks the kernel nothing."""
+    guesses: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
+    """What the model would say after each layer, and the notes, as `evolution_wire.wire_guesses` writes them: at first
+    at one token, where the others take a moment longer."""
+    guessing = traitlets.Bool(False).tag(sync=True)
+    """Whether guesses are still to come."""
     names = traitlets.Dict().tag(sync=True)
     """What features are about, [text, whether someone gave it], by name; they arrive a moment after the picture."""
     selection: traitlets.Dict[str, Any] = traitlets.Dict({"token": None, "feature": None}).tag(sync=True)
@@ -88,14 +99,22 @@ class LayerEvolution(LiveWidget):
         names_of: NamesOf | None = None,
         attribute: Attribute | None = None,
         card_of: Card | None = None,
+        more: More | None = None,
+        begun: float | None = None,
         **traits: Any,
     ) -> None:
-        """`token` (position, negative from the end, or text) is shown first, by default the last ordinary one."""
-        self.evolution = evolution
+        """`token` (position, negative from the end, or text) is shown first, by default the last ordinary one.
+
+        `more(started)` makes the same evolution with the guesses it lacks, and tells `started` of its job; `begun` is
+        when the picture was asked for, on the monotonic clock.
+        """
+        self._evolution = evolution
         self._facts_of, self._names_of, self._attribute, self._card_of = facts_of, names_of, attribute, card_of
         self._found: Attribution | None = None
         self._lock = threading.RLock()
         self._naming = Latest("gemloupe-evolution-names")
+        self._guessing = Latest("gemloupe-evolution-guesses")
+        self._begun = time.monotonic() if begun is None else begun
         trace = evolution.trace
         first = read_selection(selected, trace)
         position = first.position if token is None else trace.positions(token)[-1]
@@ -106,29 +125,58 @@ class LayerEvolution(LiveWidget):
             about={key: trace.about.get(key) for key in ("model", "scope", "device", "dtype")} | {"note": ""},
             tokens=[wire_token(one) for one in trace.tokens],
             layers=wire_evolution(evolution),
+            guesses=wire_guesses(evolution),
             selection={
                 "token": position if position >= 0 else None,
                 "feature": None if first.feature is None else str(first.feature),
             },
             **traits,
         )
+        if more is not None:
+            self.guessing = True
+            self._guessing.submit(Task(partial(self._guess_all, more)))
         if names_of is not None:
             self._naming.submit(Task(self._name_all))
 
+    @property
+    def evolution(self) -> Evolution:
+        """What is shown, as values; waits for the guesses that are still to come."""
+        self._guessing.wait()
+        return self._evolution
+
+    @property
+    def trace(self) -> Trace:
+        """The text, with all activations."""
+        return self._evolution.trace
+
     def close(self) -> None:
         self._naming.cancel()
+        self._guessing.cancel()
         if self.card is not None:
             self.card.close()
         super().close()
 
-    # ---- names
+    # ---- what follows the picture
+
+    def _guess_all(self, more: More, task: Task) -> None:
+        """The guesses at the other tokens, while the picture is already there."""
+        try:
+            found = more(task.follow)
+            self._evolution = found
+            if not task.cancelled:
+                self.guesses = wire_guesses(found)
+        except Refusal as stopped:  # closed meanwhile: the picture stays, without them
+            _log.info("guesses: %s", stopped)
+        finally:
+            if not task.cancelled:
+                self.guessing = False
 
     def _name_all(self, task: Task) -> None:
         """Looks names up while the picture is already there; those of the token shown come first."""
         assert self._names_of is not None
         column = self._column()
         here = [] if column is None else [block.feature for site in column.sites for block in site.blocks]
-        asked = shown_features(self.evolution, _NAMED, here)
+        asked = shown_features(self._evolution, _NAMED, here)
         named: dict[str, Any] = {}
         for start in range(0, len(asked), _AT_ONCE):
             if task.cancelled:
@@ -145,31 +193,32 @@ class LayerEvolution(LiveWidget):
             self.names = named
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all names are there; whether that was in time."""
-        return self._naming.wait(timeout)
+        """Wait until all names and guesses are there; whether that was in time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        return self._guessing.wait(timeout) and self._naming.wait(None if end is None else end - time.monotonic())
 
     # ---- selection
 
     @traitlets.validate("selection")
     def _check_selection(self, proposal: Any) -> dict[str, Any]:
         with refusing_traits():
-            found = read_selection(proposal["value"], self.evolution.trace)
+            found = read_selection(proposal["value"], self.trace)
         return {"token": found.position, "feature": found.feature and str(found.feature)}
 
     @property
     def selected(self) -> Selection:
         """The token shown and the feature followed. Set it to a position, a token's text, a feature, or a pair."""
-        return read_selection(self.selection, self.evolution.trace)
+        return read_selection(self.selection, self.trace)
 
     @selected.setter
     def selected(self, given: Any) -> None:
-        found = read_selection(given, self.evolution.trace)
+        found = read_selection(given, self.trace)
         token = self.selection["token"] if found.position is None and found.feature is not None else found.position
         self.selection = {"token": token, "feature": found.feature and str(found.feature)}
 
     def _column(self) -> TokenColumn | None:
         position = self.selection.get("token")
-        return None if position is None else self.evolution.columns[position]
+        return None if position is None else self._evolution.columns[position]
 
     # ---- what leads to a target
 
@@ -189,7 +238,7 @@ class LayerEvolution(LiveWidget):
             return None
         if self._attribute is None:
             raise refuse("evolution-needs-loupe")
-        trace = self.evolution.trace
+        trace = self.trace
         position = self.selection["token"] if token is None else trace.positions(token)[-1]
         ids = tuple(one.id for one in trace.tokens)
         found = self._attribute(ids, target, token=position)
@@ -211,7 +260,7 @@ class LayerEvolution(LiveWidget):
         with self._lock:
             if self._found is before:  # another target may have been chosen meanwhile
                 self._found = found
-                self.attribution = wire_attribution(found, self.evolution.trace)
+                self.attribution = wire_attribution(found, self.trace)
         return found
 
     # ---- one concept in all layers
@@ -222,7 +271,7 @@ class LayerEvolution(LiveWidget):
 
     def _concept(self, feature: str) -> dict[str, Any]:
         """A feature with its matches, and for each a row of [position, value] pairs, only where it is on."""
-        grid = self.evolution.strengths(self.evolution.trail(feature))
+        grid = self._evolution.strengths(self._evolution.trail(feature))
         on = [np.flatnonzero(np.nan_to_num(row) > 0) for row in grid.values]
         rows = [
             [[int(i), round(float(row[i]), 4)] for i in at.tolist()] for row, at in zip(grid.values, on, strict=True)
@@ -292,8 +341,8 @@ class LayerEvolution(LiveWidget):
     # ---- the static twin
 
     def static_state(self) -> dict[str, Any]:
-        # A cell shows its picture when this is done. Names come on their own; the file a user saves waits for them.
-        self.wait(0.5 if self._brief else 30)
+        # A cell shows its picture when this is done, and they come on their own; the file a user saves waits for them.
+        self.wait(max(self._begun + _PATIENCE - time.monotonic(), _LEAST) if self._brief else 30)
         return super().static_state() | {"card": None, "facts": self._static_facts()}
 
     def _static_facts(self) -> dict[str, Any]:
@@ -326,7 +375,7 @@ class LayerEvolution(LiveWidget):
         from . import static
 
         start = min(max((self.selection["token"] or 0) - _KEPT // 2, 0), len(self.tokens) - _KEPT)
-        state = self.static_state() | {"layers": wire_evolution(self.evolution, range(start, start + _KEPT))}
+        state = self.static_state() | {"layers": wire_evolution(self._evolution, range(start, start + _KEPT))}
         return static.html(self._name, state, self.static_picture(), page=page)
 
     def static_picture(self) -> str:
@@ -334,7 +383,7 @@ class LayerEvolution(LiveWidget):
         column = self._column()
         if column is None:
             return ""
-        trace = self.evolution.trace
+        trace = self.trace
         kinds = list(dict.fromkeys(site.kind for site in sorted(trace.sites, key=lambda s: _ORDER.index(s.kind))))
         said = {guess.layer: guess for guess in column.guesses}
         layers = sorted({site.site.layer for site in column.sites} | set(said))
@@ -361,9 +410,9 @@ class LayerEvolution(LiveWidget):
         return f"<div>{title}</div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
-        columns = self.evolution.columns
+        columns = self._evolution.columns
         position = self.selection["token"]
-        return f"LayerEvolution of {len(columns)} tokens, {len(self.evolution.trace.sites)} sites, at {position}"
+        return f"LayerEvolution of {len(columns)} tokens, {len(self.trace.sites)} sites, at {position}"
 
 
 _ORDER = ("res", "att", "mlp", "transcoder")
