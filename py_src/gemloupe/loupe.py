@@ -222,7 +222,10 @@ class Loupe:
         return heatmap
 
     def table(self, given: Any, **options: Any) -> FeatureTable:
-        """The features that are on in a text (or a `Trace`), as a table. Give a heatmap, and the two are linked."""
+        """The features that are on in a text (or a `Trace`), as a table. Give a heatmap, and the two are linked.
+
+        `site`, `selected` and `palette` set what is shown first, beside a heatmap in both.
+        """
         from .widgets.feature_table import FeatureTable
         from .widgets.origin import Origin
         from .widgets.token_heatmap import TokenHeatmap

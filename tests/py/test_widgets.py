@@ -395,6 +395,21 @@ def test_a_table_beside_a_heatmap_begins_as_it_is(pair, tiny3, trace):
     agree(selected, tiny3.table(selected))
 
 
+def test_a_table_beside_a_heatmap_shows_what_it_is_given_in_both(tiny3, trace):
+    heatmap = tiny3.heatmap(trace, selected=(1, on(trace, "res.0")))
+    table = tiny3.table(heatmap, site="res.2", palette="orange")
+    assert (heatmap.site, heatmap.palette, heatmap.selection) == ("res.2", "orange", {"token": 1, "feature": None})
+    agree(heatmap, table)
+    feature = on(trace, "att.1")
+    table = tiny3.table(heatmap, selected=feature)
+    assert heatmap.selection["feature"] == feature
+    agree(heatmap, table)
+    refused("site-not-open", lambda: tiny3.table(heatmap, site="res.99"))
+    with pytest.raises(TypeError, match="no trait sight"):
+        tiny3.table(heatmap, sight="res.2")
+    assert heatmap.selection["feature"] == feature
+
+
 def test_two_views_follow_each_other(pair, trace):
     heatmap = pair[0]
     features = [on(trace, site) for site in ("res.0", "att.1", "res.2")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..site import Site
 from ..trace import Trace
 from .live import STATIC
 from .trace_view import FactsOf, TraceView
@@ -20,11 +21,20 @@ class FeatureTable(TraceView):
     _name = "feature-table"
 
     @classmethod
-    def beside(cls, other: TraceView, **options: Any) -> FeatureTable:
-        """A table of the same trace that follows `other`: select in one, and the other shows it."""
-        table = cls(other.trace, other._facts_of, site=other.site or None, selected=other.selected, **options)
+    def beside(
+        cls, other: TraceView, *, site: Site | str | None = None, selected: Any = None, **traits: Any
+    ) -> FeatureTable:
+        """A table of the same trace that follows `other`: select in one, and the other shows it.
+
+        It begins as `other` is; what is given here, site, selection or palette, is shown in both.
+        """
+        shown = other.selected if selected is None else selected
+        if site is not None and selected is None and shown.feature is not None and shown.feature.site != Site.of(site):
+            shown = shown.position  # a feature of another site would bring that one back
+        traits = {"palette": other.palette} | traits
+        table = cls(other.trace, other._facts_of, site=site or other.site or None, selected=shown, **traits)
         table._card_of = other._card_of
-        _join(other, table)
+        _join(table, other)
         return table
 
     def __init__(self, trace: Trace, facts_of: FactsOf | None = None, **options: Any) -> None:
@@ -32,7 +42,7 @@ class FeatureTable(TraceView):
 
 
 def _join(one: TraceView, two: TraceView) -> None:
-    """Keep site, selection and palette of two views of one trace equal.
+    """Keep site, selection and palette of two views of one trace equal; both begin as `one`.
 
     Not `traitlets.link`: it copies one trait at a time, and a site that arrives before its selection drops it.
     """
