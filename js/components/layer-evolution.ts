@@ -283,8 +283,12 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
       log: what === "norm",
       hue: hues[kind] ?? PALETTES.grey.light,
       selected: token,
-      title: what === "concept" && feature ? `${feature} ${nameOf(feature)}` : name,
+      title: gridTitle(),
     });
+  }
+  function gridTitle(): string {
+    const feature = measure.value === "concept" ? followed() : null;
+    return feature ? `${feature} ${nameOf(feature)}` : (measure.selectedOptions[0]?.text ?? "");
   }
   function conceptRows(evolution: Evolution, feature: string | null): GridRow[] {
     if (feature === null) return [];
@@ -679,7 +683,7 @@ export function layerEvolution(options: EvolutionOptions): EvolutionView {
     layersBox.after(made);
     made.setAttribute("fill", style.color);
     try {
-      return { picture: standalone([made], measure.selectedOptions[0]?.text ?? "", paper), name: "layers-by-tokens" };
+      return { picture: standalone([made], gridTitle(), paper), name: "layers-by-tokens" };
     } finally {
       made.remove();
     }

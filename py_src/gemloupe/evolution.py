@@ -108,20 +108,25 @@ class Matches(tuple[Match, ...]):
     """What `feature` is one layer earlier and one later: by layer, closest first."""
 
     feature: FeatureId
+    names_of: NamesOf | None
 
-    def __new__(cls, feature: FeatureId, found: Iterable[Match] = ()) -> Matches:
+    def __new__(cls, feature: FeatureId, found: Iterable[Match] = (), names_of: NamesOf | None = None) -> Matches:
         made = super().__new__(cls, found)
-        made.feature = feature
+        made.feature, made.names_of = feature, names_of
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # without the loupe that gives names
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return self.feature, tuple(self)
 
     def figure(self, names: Mapping[FeatureId, str] | None = None) -> Figure:
-        """A plotly Sankey diagram: earlier, the feature, later."""
+        """A plotly Sankey diagram: earlier, the feature, later; with the loupe's labels as long as it is open."""
         from .evolution_figures import matched
 
-        return matched(self, names)
+        ends = (self.feature, *(one.feature for one in self))
+        return matched(self, named(self.names_of, ends) if names is None else names)
 
     def __repr__(self) -> str:
         if not self:

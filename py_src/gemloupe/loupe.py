@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from .widgets.token_heatmap import TokenHeatmap
 
 Edits = Edit | Iterable[Edit]
+# Tokens up to which an evolution's guesses are a pass of their own: another pass over a long text costs more than that.
+_AT_ONCE = 128
 
 
 def open(
@@ -328,11 +330,10 @@ class Loupe:
         asked = {name: one for name, one in (("at", at), ("sites", sites)) if one is not None}
         asked |= ({} if k == 8 else {"k": k}) | ({} if guesses == 5 else {"guesses": guesses})
         if not isinstance(found, Evolution):
-            if at is None and guesses:
+            text = self.read(given, sites=())
+            if at is None and guesses and len(text) <= _AT_ONCE:
                 # Guesses take longer than all the rest, and the picture can do without those of other tokens at first.
-                place: Any = -1 if token is None else token
-                if isinstance(token, str):
-                    place = self.read(given, sites=()).positions(token)[-1]
+                place = text.positions(-1 if token is None else token)[-1]
                 found = self.evolve(given, k, guesses=guesses, at=place, sites=sites)
                 more = partial(guessed, self.engine, found, guesses)
             else:
@@ -723,9 +724,11 @@ class Loupe:
         By layer, closest first, with cosine, co-activation where an index knows it, and whether each is the other's
         nearest. Answered from the file of matches beside the index where there is one, else from the decoders.
         """
+        from .evolution import Matches
         from .study.matches import of_feature
 
-        return of_feature(self.engine, self._matches, FeatureId.of(feature), k, self.sites)
+        found = of_feature(self.engine, self._matches, FeatureId.of(feature), k, self.sites)
+        return Matches(found.feature, found, self._best_labels)
 
     def write_matches(self, *, tokens: int = 100_000, progress: Callable[[str, float], Any] | None = None) -> Path:
         """Compute the matches of all features of all sites once, and keep them beside the index in use.
