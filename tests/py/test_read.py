@@ -13,7 +13,7 @@ import transformers
 from gemloupe.engine.job import Stop
 from gemloupe.errors import Refusal
 from gemloupe.load.sae import Sae
-from gemloupe.run.capture import Enough, body, reading, width_of
+from gemloupe.run.capture import Enough, body, reading, replacing, width_of
 from gemloupe.run.read import read
 from gemloupe.site import Site
 from tiny import TEXT, WINDOW, tiny_config
@@ -389,3 +389,22 @@ def test_widths_are_those_of_the_tensors(tiny_loupe):
         body(model)(torch.tensor([text_ids(tiny_loupe)]))
     assert seen == {site: width_of(model, site) for site in sites}
     assert seen[Site("att", 1)] == 64 != seen[Site("res", 1)] == 48
+
+
+# --- beside other passes ---
+
+
+@pytest.mark.parametrize("site", ["res.1", "att.1"])
+def test_passes_of_other_threads_are_let_alone(tiny_loupe, site):
+    """A cell may run the model, or the bridge over it, while the engine's thread reads or measures."""
+    model, site = tiny_loupe.engine.loaded.model, Site.of(site)
+    ids = text_ids(tiny_loupe, 50)
+    expected, seen, theirs = hugging_face(model, ids), [], []
+    run = threading.Thread(target=lambda: theirs.append(hugging_face(model, ids)))
+    with reading(model, [site], lambda _, x: seen.append(x), stop=True), replacing(model, site, torch.zeros_like):
+        run.start()
+        run.join()
+        assert seen == [] and torch.equal(theirs[0], expected)
+        with pytest.raises(Enough):
+            hugging_face(model, ids[:7])
+    assert [x.shape[1] for x in seen] == [7] and hooks(model) == 0

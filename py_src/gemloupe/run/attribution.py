@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -219,9 +220,11 @@ def _forward(
     wanted = {*before, *map(target_of, before), *own}
     seen.writes = {site: site for site in before}
 
-    def root(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
-        # Nothing in the model is trained, so the graph begins here.
-        return out.detach().requires_grad_()
+    mine = get_ident()
+
+    def root(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
+        # Nothing in the model is trained, so the graph begins here; not that of another thread's pass.
+        return out.detach().requires_grad_() if get_ident() == mine else None
 
     def gain(site: Site) -> bool:
         # Asked at sites of transcoders only, before their tensor is made.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,12 +92,16 @@ def reading(
 
     `without_gain(site)`, asked when a transcoder's hook fires: does it read the norm's output without the gain?
     Yields a set that is emptied as hooks fire. On leaving without an error, a site whose hook never fired is
-    refused ('hook-silent'). With `stop`, the pass raises `Enough` after the last site, skipping later layers.
+    refused ('hook-silent'). With `stop`, the pass raises `Enough` after the last site, skipping later layers. Passes of
+    other threads (a cell that uses the bridge) are let alone.
     """
     sites = sorted(set(sites))
     waiting = set(sites)
+    mine = get_ident()
 
     def see(site: Site, tensor: torch.Tensor) -> None:
+        if get_ident() != mine:
+            return
         waiting.discard(site)
         reader(site, tensor)
         if stop and not waiting:
@@ -110,8 +115,10 @@ def reading(
                 hook = module.register_forward_pre_hook(lambda _m, args, site=site: see(site, args[0]))
             elif site.kind == "transcoder":
                 hook = module.register_forward_hook(
-                    lambda norm, args, out, site=site: see(
-                        site, before_gain(norm, args[0]) if without_gain(site) else out
+                    lambda norm, args, out, site=site: (
+                        see(site, before_gain(norm, args[0]) if without_gain(site) else out)
+                        if get_ident() == mine
+                        else None
                     )
                 )
             else:
@@ -127,13 +134,16 @@ def reading(
 
 @contextmanager
 def replacing(model: Any, site: Site, replacement: Replacement):
-    """While this is open, the tensor at `site` [batch, token, width] is `replacement` of itself."""
+    """While this is open, the tensor at `site` [batch, token, width] is `replacement` of itself, in this thread."""
     module, side, _ = module_of(model, site)
+    mine = get_ident()
 
-    def before(_module: Any, args: tuple) -> tuple:
-        return (replacement(args[0]), *args[1:])
+    def before(_module: Any, args: tuple) -> tuple | None:
+        return (replacement(args[0]), *args[1:]) if get_ident() == mine else None
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
+        if get_ident() != mine:
+            return None
         return (replacement(out[0]), *out[1:]) if isinstance(out, tuple) else replacement(out)
 
     hook = module.register_forward_pre_hook(before) if side == "input" else module.register_forward_hook(after)
