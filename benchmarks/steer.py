@@ -13,6 +13,7 @@ clamp, which takes some minutes and several gigabytes.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -59,50 +60,49 @@ def hugging_face(model: Any, ids: tuple[int, ...]) -> Contender:
     return run
 
 
-def peers(loupe: Any, ids: tuple[int, ...], name: Any) -> dict[str, Contender]:
-    """TransformerLens' bridge with a clamp written as a hook, and SAELens' bridge with the SAE spliced in."""
+def peers(loupe: Any, ids: tuple[int, ...], edit: Any) -> dict[str, Contender]:
+    """TransformerLens' bridge with a clamp written as a hook, and SAELens' bridge with the SAE spliced in. A bridge
+    wraps the modules of its model, which slows every pass through them: each has a copy of its own."""
     from sae_lens import SAETransformerBridge
+    from transformer_lens.model_bridge import TransformerBridge
 
     given = torch.tensor([ids])
-    target = 2.0 * loupe.feature(name).maximum
+    name = edit.feature
+    target = edit.strength * loupe.feature(name).maximum
     sae = loupe.engine.sae(name.site)
     w, b, t, d = sae.encoder[name.index], sae.b_enc[name.index], sae.threshold[name.index], sae.decoder[name.index]
-    bridge = loupe.bridge
     options = {"do_sample": False, "verbose": False, "stop_at_eos": False, "return_type": "tokens"}
+    loaded = loupe.engine.loaded
+
+    def bridge_of(kind: Any) -> Any:
+        own = copy.deepcopy(loaded.model)
+        dtype = next(own.parameters()).dtype
+        return kind.boot_transformers(
+            str(loaded.folder), hf_model=own, tokenizer=loaded.tokenizer, device=loaded.device, dtype=dtype
+        )
+
+    bridge, spliced, theirs = bridge_of(TransformerBridge), bridge_of(SAETransformerBridge), loupe.sae(name.site)
+    spliced.add_sae(theirs, use_error_term=True)
+    point = spliced.get_sae_hook_name(theirs)
 
     def clamp(x: torch.Tensor, hook: Any) -> torch.Tensor:
         pre = x @ w + b
         return x + (target - torch.where(pre > t, pre, 0.0))[..., None] * d
 
-    def lens(count: int) -> list[int]:
-        with torch.inference_mode(), bridge.hooks(fwd_hooks=[(f"blocks.{name.site.layer}.hook_out", clamp)]):
-            return bridge.generate(given, max_new_tokens=count, **options)[0, len(ids) :].tolist()
-
-    spliced = SAETransformerBridge.__new__(SAETransformerBridge)
-    spliced.__dict__ |= bridge.__dict__
-    found: dict[str, Contender] = {"TransformerLens bridge, a clamp as a hook": lens}
-    try:
-        spliced._acts_to_saes = {}
-        theirs = loupe.sae(name.site)
-        with spliced.saes([theirs], use_error_term=True):
-            pass
-    except Exception as error:
-        print(f"SAELens is left out: {type(error).__name__}: {error}")
-        return found
-
     def change(acts: torch.Tensor, hook: Any) -> torch.Tensor:
         acts[..., name.index] = target
         return acts
 
-    def lens_with_sae(count: int) -> list[int]:
-        with (
-            torch.inference_mode(),
-            spliced.saes([theirs], use_error_term=True),  # the modules are the bridge's too: taken out again
-            spliced.hooks(fwd_hooks=[(f"{theirs.cfg.metadata.hook_name}.hook_sae_acts_post", change)]),
-        ):
-            return spliced.generate(given, max_new_tokens=count, **options)[0, len(ids) :].tolist()
+    def generate(one: Any, hook: tuple[str, Any], count: int) -> list[int]:
+        with torch.inference_mode(), one.hooks(fwd_hooks=[hook]):
+            return one.generate(given, max_new_tokens=count, **options)[0, len(ids) :].tolist()
 
-    return found | {"SAELens bridge, SAE spliced, error term": lens_with_sae}
+    return {
+        "TransformerLens bridge, a clamp as a hook": partial(
+            generate, bridge, (f"blocks.{name.site.layer}.hook_out", clamp)
+        ),
+        "SAELens bridge, SAE spliced, error term": partial(generate, spliced, (point, change)),
+    }
 
 
 def per_token(run: Contender, count: int) -> tuple[float, float]:
@@ -208,7 +208,7 @@ def main() -> None:
         }
         same = runs[HF](count) == runs[PLAIN](count)
         if given.peers:
-            runs |= peers(loupe, ids, one[0].feature)
+            runs |= peers(loupe, ids, one[0])
         for name, run in list(runs.items()):
             try:
                 run(2)
