@@ -66,6 +66,8 @@ export interface Desk {
 
 /** A run that shows nothing new for this long is asked after: a message may have been lost. */
 const QUIET = 2000;
+/** Milliseconds after a change when code that is shown is fetched again. */
+const RENEW = 300;
 const ENDS: Record<string, string> = {
   length: "",
   end: mark("the model ended here"),
@@ -435,6 +437,25 @@ export function desk(options: DeskOptions): Desk {
     },
     { signal },
   );
+  // Code that stands there is that of the desk as it is now, also after a slider has moved.
+  let renewing: ReturnType<typeof setTimeout> | undefined;
+  const renewCode = () => {
+    clearTimeout(renewing);
+    if (codeText.hidden) return;
+    renewing = setTimeout(() => {
+      call<string>("code").then(
+        (text) => {
+          codeText.value = text;
+        },
+        () => {
+          codeText.hidden = true;
+        },
+      );
+    }, RENEW);
+  };
+  for (const value of [values.rows, values.prompt, values.sampling])
+    (value as Value<unknown>).subscribe(renewCode, signal);
+  signal.addEventListener("abort", () => clearTimeout(renewing), { once: true });
   save.addEventListener(
     "click",
     async () => {

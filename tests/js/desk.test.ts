@@ -457,6 +457,9 @@ describe("running", () => {
     await settled();
     expect(one<HTMLTextAreaElement>(".gl-code-text").value).toBe("import gemloupe as gl");
     expect(one(".gl-code-text").hidden).toBe(false);
+    model.answer = () => "import gemloupe";
+    model.update({ prompt: "Another" });
+    await vi.waitFor(() => expect(one<HTMLTextAreaElement>(".gl-code-text").value).toBe("import gemloupe"));
   });
   test("a preset is saved as a file, and opened from one", async () => {
     const saved: string[] = [];
