@@ -75,7 +75,7 @@ ui: model py_src/gemloupe/static/.stamp chromium
 	$(PYTEST) --dist worksteal tests/ui
 
 # What a widget does while a cell runs, with the oldest ipykernel that JupyterLab still meets beside the newest.
-OLD_KERNEL = .cache/ipykernel-6.31.0
+OLD_KERNEL = $(CURDIR)/.cache/ipykernel-6.31.0
 kernels: setup
 	test -d $(OLD_KERNEL) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLD_KERNEL) ipykernel==6.31.0
 	for kernel in "" $(OLD_KERNEL); do \

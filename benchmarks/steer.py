@@ -215,6 +215,8 @@ def main() -> None:
             except Exception as error:
                 print(f"{name.strip()} is left out: {type(error).__name__}: {error}")
                 del runs[name]
+        clamped = runs[f"  one clamp ({site})"](count)
+        agree = {name: runs[name](count) == clamped for name in runs if "bridge" in name}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
@@ -223,7 +225,10 @@ def main() -> None:
         lengths = {prompt: len(loupe.engine.tokenize(prompt)) for prompt in waits}
     threads = torch.get_num_threads()
     print(f"{loupe.about.model}, {given.dtype}, {threads} threads, {len(ids)} tokens and {count} new, {rounds} rounds.")
-    print(f"Greedy tokens are {'the same as' if same else 'NOT those of'} Hugging Face.\n")
+    print(f"Greedy tokens are {'the same as' if same else 'NOT those of'} Hugging Face.")
+    for name, alike in agree.items():
+        print(f"{name}: {'the same' if alike else 'OTHER'} tokens as with one clamp here.")
+    print()
     width = max(map(len, runs))
     print(f"{'':{width}}  {'elapsed':^36}  {'CPU time':^36}")
     print(f"{'':{width}}  " + "  ".join(["ms/token  to Hugging Face  to no edit "] * 2))
