@@ -19,7 +19,7 @@ import { textOf } from "../core/token";
 import { mark, t, tn } from "../core/words";
 import { aboutLine } from "./about";
 import { type Banner, banner } from "./banner";
-import { freshId, h } from "./dom";
+import { atEnd, freshId, h } from "./dom";
 import { doseStrip } from "./dose-strip";
 import { type GenerationView, generationView } from "./generation-view";
 import { keys } from "./keys";
@@ -66,6 +66,8 @@ export interface Desk {
 
 /** A run that shows nothing new for this long is asked after: a message may have been lost. */
 const QUIET = 2000;
+/** Milliseconds after which a Stop that has no answer is said to wait. */
+const LATE = 700;
 /** Milliseconds after a change when code that is shown is fetched again. */
 const RENEW = 300;
 const ENDS: Record<string, string> = {
@@ -78,6 +80,7 @@ const ENDS: Record<string, string> = {
 export function desk(options: DeskOptions): Desk {
   const { values, call, onError, live, signal } = options;
   let isSilent = false;
+  let stopWaits = false;
   let lastNews = performance.now();
   const on = () => live && !isSilent;
   const tell = (subject: string, method: string, params: Record<string, unknown> = {}) =>
@@ -316,7 +319,9 @@ export function desk(options: DeskOptions): Desk {
     const heard = performance.now() - lastNews < QUIET;
     const lost = isSilent && busy && !heard;
     if (lost) status.textContent = t("no answer from the kernel; last known: {last}", { last });
-    else status.textContent = isSilent && busy ? t("{last}; the kernel is busy, Stop must wait", { last }) : last;
+    else
+      status.textContent =
+        (isSilent || stopWaits) && busy ? t("{last}; the kernel is busy, Stop must wait", { last }) : last;
     status.dataset.state = lost ? "unknown" : run.state;
     runButton.disabled = !on();
     stopButton.disabled = !on() || !busy;
@@ -384,7 +389,17 @@ export function desk(options: DeskOptions): Desk {
     } else tell("run", "run", { prompt: typed });
   };
   const stop = () => {
-    if (on() && !stopButton.disabled) tell("run", "stop");
+    if (!on() || stopButton.disabled) return;
+    const late = setTimeout(() => waits(true), LATE);
+    atEnd(signal, () => clearTimeout(late));
+    tell("run", "stop").then(() => {
+      clearTimeout(late);
+      waits(false);
+    });
+  };
+  const waits = (now: boolean) => {
+    stopWaits = now;
+    drawStatus(values.current.get());
   };
   runButton.addEventListener("click", start, { signal });
   stopButton.addEventListener("click", stop, { signal });
@@ -455,7 +470,7 @@ export function desk(options: DeskOptions): Desk {
   };
   for (const value of [values.rows, values.prompt, values.sampling])
     (value as Value<unknown>).subscribe(renewCode, signal);
-  signal.addEventListener("abort", () => clearTimeout(renewing), { once: true });
+  atEnd(signal, () => clearTimeout(renewing));
   save.addEventListener(
     "click",
     async () => {

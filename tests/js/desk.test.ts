@@ -450,6 +450,18 @@ describe("running", () => {
     follow.dispatchEvent(new Event("change"));
     expect(model.calls("option")[0].params).toEqual({ name: "follow", value: "next" });
   });
+  test("a Stop that must wait for a cell says so", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "setInterval", "clearInterval", "clearTimeout", "performance"] });
+    model.answer = undefined;
+    model.state.current = run(1, "running", [arm("default", tokens(" a")), arm("steered", tokens(" b"))]);
+    mount();
+    button("Stop").click();
+    await vi.advanceTimersByTimeAsync(800);
+    expect(one(".gl-desk-status").textContent).toBe("running, 1 token; the kernel is busy, Stop must wait");
+    model.reply({ kind: "value", id: model.calls("stop")[0].id, value: null });
+    await vi.advanceTimersByTimeAsync(10);
+    expect(one(".gl-desk-status").textContent).toBe("running, 1 token");
+  });
   test("the cell that makes the run can be copied", async () => {
     model.answer = () => "import gemloupe as gl";
     mount();
