@@ -43,12 +43,19 @@ def measure(asked: argparse.Namespace) -> None:
         torch.set_num_threads(asked.threads)
     rows: list[tuple[str, float, float, str]] = []
 
-    def timed(name: str, run: Callable[[], Any], note: Callable[[Any], str] = lambda found: "", rounds: int = 0) -> Any:
+    def timed(
+        name: str,
+        run: Callable[[], Any],
+        note: Callable[[Any], str] = lambda found: "",
+        rounds: int = 0,
+        after: Callable[[Any], Any] = lambda found: None,
+    ) -> Any:
         spent, found = [], None
         for _ in range(rounds or asked.rounds):
             began, busy = time.perf_counter(), time.process_time()
             found = run()
             spent.append((time.perf_counter() - began, time.process_time() - busy))
+            after(found)
         rows.append((name, min(wall for wall, _ in spent), min(busy for _, busy in spent), note(found)))
         return found
 
@@ -56,18 +63,22 @@ def measure(asked: argparse.Namespace) -> None:
         ids = tuple(token.id for token in loupe.read(TEXT, sites="res.0").tokens)[:TOKENS]
         assert len(ids) == TOKENS, len(ids)
 
-        def picture() -> Any:
+        def picture(complete: bool = False) -> Any:
             shown = loupe.evolution(ids)
-            try:
-                return sum(map(size_of, shown.get_state().values())), len(shown.evolution.ribbons)
-            finally:
-                shown.close()
+            if complete:
+                shown.wait()
+            return shown, sum(map(size_of, shown.get_state().values()))
 
-        say = lambda found: f"{found[0] / 1e3:,.0f} kB to the browser, {found[1]} ribbons"  # noqa: E731
-        timed("the first picture: SAEs are read", picture, say, rounds=1)
-        timed("a picture: evolution, ribbons, what crosses", picture, say)
-        timed("  of it the values alone (loupe.evolve)", lambda: loupe.evolve(ids))
-        timed("  and those without guesses", lambda: loupe.evolve(ids, guesses=0))
+        def settled(shown: Any) -> None:
+            shown.wait()
+            shown.close()
+
+        say = lambda found: f"{found[1] / 1e3:,.0f} kB to the browser"  # noqa: E731
+        timed("the first picture: SAEs are read", picture, say, rounds=1, after=lambda found: settled(found[0]))
+        timed("a picture: evolution, ribbons, what crosses", picture, say, after=lambda found: settled(found[0]))
+        timed("  until all guesses are there", lambda: picture(True), say, after=lambda found: settled(found[0]))
+        timed("values alone (loupe.evolve)", lambda: loupe.evolve(ids))
+        timed("  and without guesses", lambda: loupe.evolve(ids, guesses=0))
         timed("read: the same sites, features only", lambda: loupe.read(ids), lambda t: f"{len(t.sites)} sites")
         target = loupe.evolve(ids, at=-1).columns[-1].guesses[-1].tokens[0][0]
         passes = count_passes(loupe.engine.loaded.model)

@@ -93,11 +93,13 @@ def nearest(
     """Top k of `theirs` for each of `mine` and, with `both`, of `mine` for each of `theirs`, by dot product."""
     import torch
 
+    from ..run.product import blocks
+
     there: list[tuple[torch.Tensor, torch.Tensor]] = []
     back: tuple[torch.Tensor, torch.Tensor] | None = None
     rows = max(_BLOCK // max(len(theirs), 1), 1)
     for start in range(0, len(mine), rows):
-        scores = mine[start : start + rows] @ theirs.T
+        scores = blocks(mine[start : start + rows], theirs)
         if themselves:
             own = torch.arange(len(scores), device=scores.device)
             scores[own, own + start] = -torch.inf
