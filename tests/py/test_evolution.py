@@ -1,5 +1,7 @@
 """A text from layer to layer: blocks, measures, guesses and ribbons against what is computed apart; grids; figures."""
 
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +18,7 @@ from gemloupe.load.model import load_model
 from gemloupe.run import evolve as run
 from gemloupe.site import Site
 from gemloupe.study import matches as study
+from gemloupe.study.evolve import guessed
 from refusal import refused
 
 TEXT = "The City of Light is Paris and the river runs through it"
@@ -128,6 +131,28 @@ def test_guesses_only_where_they_were_asked_for(tiny3):
     assert not any(column.guesses for column in tiny3.evolve(TEXT, guesses=0).columns)
     long = tiny3.evolve("The river runs. " * 25, guesses=1)
     assert sum(bool(column.guesses) for column in long.columns) == 64 and "last 64" in long.notes[0]
+
+
+def test_guesses_that_follow_give_way_to_other_requests_and_begin_again(tiny3, monkeypatch):
+    found, real, begun = tiny3.evolve(TEXT, at=-1), requests.evolve, threading.Event()
+    calls = []
+
+    def slow(*given, checkpoint, **options):
+        calls.append(options["positions"])
+        begun.set()
+        for _ in range(2000 if len(calls) == 1 else 0):
+            checkpoint(0.1)
+            time.sleep(0.005)
+        return real(*given, checkpoint=checkpoint, **options)
+
+    monkeypatch.setattr(requests, "evolve", slow)
+    made = []
+    thread = threading.Thread(target=lambda: made.append(guessed(tiny3.engine, found, 5, lambda job: None)))
+    thread.start()
+    assert begun.wait(10)
+    assert len(tiny3.read(TEXT)) == len(found.trace)  # not after ten seconds
+    thread.join(10)
+    assert len(calls) >= 2 and made[0].columns[0].guesses and made[0].ribbons == found.ribbons
 
 
 def test_columns_are_found_by_position_and_text(evolution):

@@ -154,6 +154,11 @@ class Worker:
                 self._thread.start()
         return job
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether another job waits for the one that runs."""
+        return not self._jobs.empty()
+
     def _loop(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, context = item

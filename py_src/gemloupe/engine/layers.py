@@ -27,7 +27,7 @@ from ..run.tokens import token_bytes, token_text
 from ..site import Site
 from ..trace import Token, Trace
 from ..words import say
-from .job import ThreadJob
+from .job import Stop, ThreadJob
 from .protocol import AttributeRequest, EvolveRequest, Progress, WithoutRequest
 
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ def start_evolve(engine: LocalEngine, request: EvolveRequest) -> ThreadJob[Evolu
     positions = [position_of(given, last) for given in asked]
 
     def work(job: ThreadJob[Evolution]) -> Evolution:
+        report = reporter(job)
+
+        def checkpoint(share: float) -> None:
+            if request.gives_way and engine.waited_for:
+                raise Stop
+            report(share)
+
         engine.pages.expect(sorted(sites))
         try:
             found = evolve(
@@ -57,7 +64,7 @@ def start_evolve(engine: LocalEngine, request: EvolveRequest) -> ThreadJob[Evolu
                 special=engine.loaded.special,
                 guesses=guesses,
                 positions=positions,
-                checkpoint=reporter(job),
+                checkpoint=checkpoint,
             )
         finally:
             engine.pages.expect(())

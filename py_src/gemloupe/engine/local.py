@@ -116,6 +116,11 @@ class LocalEngine:
         return self._pages.get(self._site(site))
 
     @property
+    def waited_for(self) -> bool:
+        """Whether another request waits for the one that runs."""
+        return self._worker.waited_for
+
+    @property
     def pages(self) -> Pager:
         """What is held of the SAEs, within the budget."""
         return self._pages

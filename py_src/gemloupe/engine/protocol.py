@@ -115,7 +115,8 @@ class EvolveRequest:
 
     At every one of `sites` (None: all open), the `k` strongest features of each token, the tensor's length and what
     its SAE misses of it. After every layer, the `guesses` likeliest next tokens at `positions` (None: at the last 64).
-    The reply is an `Evolution` without ribbons: those take what is known of many texts.
+    The reply is an `Evolution` without ribbons: those take what is known of many texts. With `gives_way` the request
+    ends as cancelled once another one waits.
     """
 
     given: Given
@@ -123,6 +124,7 @@ class EvolveRequest:
     guesses: int = 5
     positions: tuple[int, ...] | None = None
     sites: tuple[Site, ...] | None = None
+    gives_way: bool = False
 
 
 @dataclass(frozen=True)

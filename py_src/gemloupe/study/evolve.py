@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine.protocol import EvolveRequest
+from ..errors import Refusal
 from ..evolution import Columns, Evolution, Ribbon, alike
 from ..feature import FeatureId
 from ..words import say
@@ -33,12 +34,21 @@ def evolve(engine: Engine, request: EvolveRequest, file: MatchFile | None) -> Ev
 def guessed(engine: Engine, found: Evolution, guesses: int, started: Callable[[Any], Any]) -> Evolution:
     """`found` with the model's guesses at all positions that have them by default: another pass, without SAEs.
 
-    `started` gets the job, to cancel it.
+    `started` gets each job, to cancel it: a job gives way to others, and is begun again.
     """
     ids = tuple(token.id for token in found.trace.tokens)
-    job = engine.evolve(EvolveRequest(ids, guesses=guesses, sites=()))
-    started(job)
-    more = job.result()
+    more = None
+    for last in (False, False, True):
+        # What someone waits for comes first; but not for ever.
+        job = engine.evolve(EvolveRequest(ids, guesses=guesses, sites=(), gives_way=not last))
+        started(job)
+        try:
+            more = job.result()
+            break
+        except Refusal as refusal:
+            if last or refusal.code != "cancelled":
+                raise
+    assert more is not None
     columns = found.columns
     assert isinstance(columns, Columns) and isinstance(more.columns, Columns)
     return replace(found, columns=columns.guessing(more.columns.guesses), notes=(*found.notes, *more.notes))
