@@ -186,7 +186,10 @@ def sankey(evolution: Evolution, column: TokenColumn, names: Names | None = None
     ends = list(dict.fromkeys(end for one in shown for end in (one.source, one.target)))
     shades = _shades(evolution, column.sites)
     layers = [end.site.layer for end in ends]
-    first, reach = min(layers, default=0), max(max(layers, default=0) - min(layers, default=0), 1)
+    first, last = min(layers, default=0), max(layers, default=0)
+    reach = max(last - first, 1)
+    # Names stand to the right of their nodes: the later the layer, the less room there is.
+    letters = lambda layer: min(36, max(13, 100 * (last - layer) // reach))  # noqa: E731
     place = {end: i for i, end in enumerate(ends)}
     order = {b.feature: i for i, c in enumerate(chains([s.blocks for s in column.sites], shown)) for b in c}
     # A name for each chain, where it begins; one for each node would cover the ribbons.
@@ -201,7 +204,7 @@ def sankey(evolution: Evolution, column: TokenColumn, names: Names | None = None
         go.Sankey(
             arrangement="snap",
             node={
-                "label": [_short(starts.get(end, ""), 36) for end in ends],
+                "label": [_short(starts.get(end, ""), letters(end.site.layer)) for end in ends],
                 # Plotly takes an end of exactly 0 or 1 for no place at all.
                 "x": [0.001 + 0.998 * (layer - first) / reach for layer in layers],
                 "y": [0.02 + 0.96 * ranks[order[end]] / max(len(ranks) - 1, 1) for end in ends],
