@@ -6,23 +6,75 @@
 import { svg } from "../components/svg";
 
 const SCALE = 2;
+/** Pixels across or down, and in all, that a browser's canvas surely holds; the first before it is drawn larger. */
+const LIMIT = 8000;
+const AREA = 1.6e8;
 const XHTML = "http://www.w3.org/1999/xhtml";
 /** Characters that XML does not have. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are the ones
 const NOT_XML = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])/g;
 const INHERITED = ["color", "font-family", "font-size", "font-weight", "line-height", "direction"];
 
-export async function pngOf(node: HTMLElement): Promise<Blob> {
-  const [width, height] = [node.scrollWidth, node.scrollHeight];
+/** All of a view, also what one scrolls to; `cut` says that it is more than a picture holds. */
+export async function pngOf(node: HTMLElement): Promise<{ png: Blob; cut: boolean }> {
+  const { whole, width, height, cut } = unrolled(node, () => {
+    const [width, height] = [Math.min(node.scrollWidth, LIMIT), Math.min(node.scrollHeight, LIMIT)];
+    return {
+      ...{ whole: drawing(node, width, height), width, height },
+      cut: [node, ...node.querySelectorAll("*")].some((one) => scrolls(one) && rest(one).some((more) => more > 1)),
+    };
+  });
   const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(drawing(node, width, height))}`;
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(whole)}`;
   await image.decode();
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [width * SCALE, height * SCALE];
+  const scale = Math.min(SCALE, (2 * LIMIT) / Math.max(width, height), Math.sqrt(AREA / (width * height)));
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
   canvas.getContext("2d")?.drawImage(image, 0, 0, canvas.width, canvas.height);
   const made = await new Promise<Blob | null>((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!made) throw new Error("the browser could not draw it");
-  return made;
+  return { png: made, cut };
+}
+
+const scrolls = (one: Element) => {
+  const { overflowX, overflowY } = getComputedStyle(one);
+  return !one.matches("textarea, select, .gl-unseen") && /auto|scroll/.test(`${overflowX} ${overflowY}`);
+};
+/** Pixels of what an element holds that are out of sight, across and down. */
+const rest = (one: Element) => [one.scrollWidth - one.clientWidth, one.scrollHeight - one.clientHeight];
+
+/**
+ * What `take` gives while everything in `node` that scrolls is as large as what it holds. All in one go: the browser
+ * paints nothing of it, and what draws only what is in sight hears "scroll" and draws the rest.
+ */
+export function unrolled<T>(node: HTMLElement, take: () => T): T {
+  const boxes = [...node.querySelectorAll<HTMLElement>("*")].filter((one) => one instanceof HTMLElement && scrolls(one));
+  const before = [node, ...boxes].map((one) => {
+    return { one, style: one.getAttribute("style"), left: one.scrollLeft, top: one.scrollTop };
+  });
+  const tell = () => {
+    for (const one of boxes) one.dispatchEvent(new Event("scroll"));
+  };
+  try {
+    const wider = Math.max(0, ...boxes.map((one) => rest(one)[0]));
+    if (wider) node.style.width = node.style.minWidth = `${Math.min(node.offsetWidth + wider, LIMIT)}px`;
+    // What is inside another grows first.
+    for (const one of boxes.reverse()) {
+      const [, taller] = rest(one);
+      if (taller <= 0) continue;
+      one.style.maxHeight = "none";
+      one.style.height = `${Math.min(one.offsetHeight + rest(one)[1], LIMIT)}px`;
+    }
+    tell();
+    return take();
+  } finally {
+    for (const { one, style } of before) {
+      if (style === null) one.removeAttribute("style");
+      else one.setAttribute("style", style);
+    }
+    for (const { one, left, top } of before) [one.scrollLeft, one.scrollTop] = [left, top];
+    tell();
+  }
 }
 
 /** The view as SVG text. */

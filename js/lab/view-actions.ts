@@ -1,6 +1,7 @@
 /** What can be done with a view wherever it stands: in the panel, in a tab, among a notebook's outputs. */
 
 import type { JupyterFrontEnd } from "@jupyterlab/application";
+import { Notification } from "@jupyterlab/apputils";
 import { type INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { type KernelEnds, NotJoined, type ViewFacts } from "./kernel-end";
@@ -84,6 +85,8 @@ export class ViewActions {
       : subject.node?.querySelector<HTMLElement>(".gl-root");
     const undrawn = this.#trans.__("The view is not drawn yet.");
     if (!root) throw new Error(undrawn);
-    download(name, kind, await pngOf(root));
+    const { png, cut } = await pngOf(root);
+    download(name, kind, png);
+    if (cut) Notification.info(this.#trans.__("The picture ends before the view does. Save it as HTML to have all."));
   }
 }

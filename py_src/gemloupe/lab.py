@@ -26,7 +26,7 @@ from .widgets.feature_card import FeatureCard
 from .widgets.latest import Task
 from .widgets.layer_evolution import LayerEvolution
 from .widgets.live import LiveWidget, alive, keep_subshell, watch
-from .widgets.origin import lines_of, literal
+from .widgets.origin import lines_of, lines_of_desk, literal
 from .widgets.trace_view import TraceView
 from .wire.rpc import Calls
 from .words import follow, here, say
@@ -411,8 +411,11 @@ def code_of(widget: LiveWidget) -> str:
         options = {"controls": True} if desk.controls else {}
         options |= {} if desk.follow == "restart" else {"follow": desk.follow}
         options |= {} if desk.palette == "blue" else {"palette": desk.palette}
+        then = lines_of_desk(desk)
+        options |= {"run": False} if "desk.run()" in then else {}
         code = desk.preset.code(f"opened({literal(opening)})", options)
-        return code.replace("import gemloupe as gl\n", f"import gemloupe as gl\n{start}\n", 1)
+        code = code.replace("import gemloupe as gl\n", f"import gemloupe as gl\n{start}\n", 1)
+        return "\n".join([*code.removesuffix("\ndesk").split("\n"), *then, "desk"])
     how = literal(opening | {"made_with": digests(origin.loupe)})
     return "\n".join([start, "", f"loupe = opened({how})", *lines_of(widget)])
 

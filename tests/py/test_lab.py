@@ -145,6 +145,8 @@ def plain(value):
         return value.tobytes()
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, float):
+        return f"{value:.4g}"  # a batch of another size adds up in another order
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else repr(value)
 
 
@@ -174,6 +176,11 @@ def made(loupe, name):
         case "evolution of a target":
             shown = loupe.evolution(loupe.evolve(TEXT))
             shown.attribute(" Paris")
+        case "evolution that was checked":
+            shown = loupe.evolution(TEXT)
+            shown.attribute(" Paris")
+            shown.check(2)
+            shown.check(shown.found.edges[3])
         case "card":
             shown = loupe.card("res.2/1", text=TEXT, context=5)
             shown.go("res.0/0")
@@ -191,8 +198,8 @@ def made(loupe, name):
 
 
 @pytest.mark.parametrize("name", [
-    "heatmap", "heatmap of ids", "table", "evolution", "evolution of a target", "card", "cards", "search", "near",
-    "contrast",
+    "heatmap", "heatmap of ids", "table", "evolution", "evolution of a target",
+    "evolution that was checked", "card", "cards", "search", "near", "contrast",
 ])  # fmt: skip
 def test_the_cell_makes_the_same_view(comm, tiny3, monkeypatch, name):
     monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny"})
@@ -222,6 +229,24 @@ def test_the_cell_of_a_desk_writes_the_same_text(comm, tiny3, monkeypatch):
     assert space["loupe"] is tiny3 and "made_with" in cell
     assert again.wait(60).text == desk.wait(60).text
     assert (again.edits, again.sampling, again.controls, again.palette) == (desk.edits, desk.sampling, True, "grey")
+
+
+def test_the_cell_of_a_desk_shows_its_chat_its_colour_and_its_dose(comm, tiny3, monkeypatch):
+    monkeypatch.setattr(tiny3, "opened_with", {"model": "tiny"})
+    edits = [clamp("res.2/1", 8.0), clamp("res.0/2", 8.0)]
+    desk = tiny3.steer([{"role": "user", "content": "Who?"}], edits, max_new_tokens=4)
+    desk.wait(60)
+    desk.run("And where?")
+    desk.wait(60)
+    assert desk.turns[0]["default"] != desk.turns[0]["steered"]
+    desk.coloured = "res.0/2"
+    desk.sweep("res.0/2")
+    _, again = run(comm.value("code", id=desk.model_id))
+    for one in (desk, again):
+        one.wait(120)
+    assert (again.turns, again.colour, again.default.text) == (desk.turns, desk.colour, desk.default.text)
+    assert again.steered.text == desk.steered.text and again.coloured == desk.coloured
+    assert again.dose["rows"] == desk.dose["rows"] and len(again.dose["rows"]) > 1
 
 
 def test_a_cell_that_cannot_be_is_refused(comm, tiny3, monkeypatch):

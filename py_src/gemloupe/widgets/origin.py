@@ -52,6 +52,11 @@ def lines_of(widget: Any) -> list[str]:
                 found = widget.found
                 target = found.target.text if isinstance(found.target, Token) else str(found.target)
                 then.append(f"view.attribute({target!r}, token={found.position})")
+                out = [i for i, edge in enumerate(found.edges) if edge.measured is not None]
+                if out == [*range(len(out))]:
+                    then += [f"view.check({len(out)})"] if out else []
+                else:
+                    then.append(f"view.check([view.found.edges[i] for i in {out}])")
         case "card":
             given[0] = str(widget.feature)
             options |= {"text": widget.text or None, "context": widget.context} | _palette(widget)
@@ -60,7 +65,8 @@ def lines_of(widget: Any) -> list[str]:
                 del options["context"]
         case "cards":
             given = [str(card.feature) for card in widget]
-            options |= {"text": widget.left.text} if widget.left.text else {}
+            options["text"] = widget.left.text or None
+            options = {name: one for name, one in options.items() if name == "context" or one is not None}
         case "search" | "contrast":
             if widget.kind in ("text", "contrast"):
                 options |= {"relative": widget.relative, "dense": options.get("dense") or widget.dense}
@@ -72,6 +78,21 @@ def lines_of(widget: Any) -> list[str]:
     written += [f"{name}={_written(one, name)}" for name, one in options.items()]
     made = f"loupe.{method}({', '.join(written)})"
     return [f"view = {made}", *then, "view"] if then else [made]
+
+
+def lines_of_desk(desk: Any) -> list[str]:
+    """The lines that, after the one that makes a steering desk, show in it what is shown: a chat's answers of either
+    side, the colour chosen, the dose strip."""
+    then = []
+    if any(turn["default"] != turn["steered"] for turn in desk.turns):
+        then += [f"desk.turns = {desk.turns!r}", "desk.run()"]
+    first = next((edit.feature for edit in desk.edits if edit.feature is not None), None)
+    if desk.coloured != first:
+        then.append(f"desk.coloured = {None if desk.coloured is None else str(desk.coloured)!r}")
+    row = next((row for row in desk.rows if desk.dose is not None and row["key"] == desk.dose["key"]), None)
+    if row is not None and (row["feature"] or row is desk.rows[0]):
+        then += ["desk.wait()", f"desk.sweep({row['feature'] or None!r})"]
+    return then
 
 
 _PLAIN = [("relative", True), ("dense", False), ("by", "max")]

@@ -249,6 +249,15 @@ class SteeringDesk(LiveWidget):
             self._rows = rows
             self._changed()
 
+    @property
+    def coloured(self) -> FeatureId | None:
+        """The feature whose strength colours the texts; None for no colours. It may be set, also by name."""
+        return self._coloured
+
+    @coloured.setter
+    def coloured(self, given: FeatureId | str | None) -> None:
+        self._on_colour(None if given is None else str(FeatureId.of(given)))
+
     @traitlets.observe("prompt")
     def _prompt_changed(self, _change: Any) -> None:
         self.dose = None
