@@ -46,7 +46,7 @@ export function widgetIn(notebook: NotebookPanel, node?: Element | null): { id: 
       const shown = outputArea.widgets[i]?.node;
       if (!shown || (node && !shown.contains(node)) || !hasTwin(output)) continue;
       const { model_id } = output.data[WIDGET_VIEW] as unknown as { model_id?: string };
-      if (model_id) return { id: model_id, node: shown.querySelector<HTMLElement>(".gl-root") ?? shown };
+      if (model_id) return { id: model_id, node: shown };
     }
   }
   return null;

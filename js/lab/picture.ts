@@ -6,9 +6,12 @@
 import { svg } from "../components/svg";
 
 const SCALE = 2;
-/** Pixels across or down, and in all, that a browser's canvas surely holds; the first before it is drawn larger. */
-const LIMIT = 8000;
+/** Pixels across or down, and in all, that a browser's canvas surely holds. */
+const LIMIT = 16_000;
 const AREA = 1.6e8;
+/** Milliseconds and looks until what comes into sight has what it asks the kernel for. */
+const PAUSE = 250;
+const LOOKS = 8;
 const XHTML = "http://www.w3.org/1999/xhtml";
 /** Characters that XML does not have. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are the ones
@@ -17,23 +20,30 @@ const INHERITED = ["color", "font-family", "font-size", "font-weight", "line-hei
 
 /** All of a view, also what one scrolls to; `cut` says that it is more than a picture holds. */
 export async function pngOf(node: HTMLElement): Promise<{ png: Blob; cut: boolean }> {
-  const { whole, width, height, cut } = unrolled(node, () => {
-    const [width, height] = [Math.min(node.scrollWidth, LIMIT), Math.min(node.scrollHeight, LIMIT)];
-    return {
-      ...{ whole: drawing(node, width, height), width, height },
-      cut: [node, ...node.querySelectorAll("*")].some((one) => scrolls(one) && rest(one).some((more) => more > 1)),
-    };
-  });
+  let taken = taking(node);
+  for (let look = 1, before = ""; look < LOOKS && taken.whole !== before; look++) {
+    before = taken.whole;
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    taken = taking(node);
+  }
+  const { whole, width, height, cut } = taken;
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(whole)}`;
   await image.decode();
   const canvas = document.createElement("canvas");
-  const scale = Math.min(SCALE, (2 * LIMIT) / Math.max(width, height), Math.sqrt(AREA / (width * height)));
+  const scale = Math.min(SCALE, LIMIT / Math.max(width, height), Math.sqrt(AREA / (width * height)));
   [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
   canvas.getContext("2d")?.drawImage(image, 0, 0, canvas.width, canvas.height);
   const made = await new Promise<Blob | null>((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!made) throw new Error("the browser could not draw it");
   return { png: made, cut };
+}
+
+function taking(node: HTMLElement) {
+  return unrolled(node, (cut) => {
+    const [width, height] = [node.scrollWidth, node.scrollHeight].map((one) => Math.min(one, LIMIT));
+    return { whole: drawing(node, width, height), width, height, cut: cut || node.scrollHeight > LIMIT };
+  });
 }
 
 const scrolls = (one: Element) => {
@@ -43,12 +53,23 @@ const scrolls = (one: Element) => {
 /** Pixels of what an element holds that are out of sight, across and down. */
 const rest = (one: Element) => [one.scrollWidth - one.clientWidth, one.scrollHeight - one.clientHeight];
 
+/** What holds all that a view shows: two cards are two roots. */
+export function wholeOf(node: HTMLElement): HTMLElement | null {
+  const roots = node.querySelectorAll(".gl-root");
+  const last = roots.item(roots.length - 1);
+  let whole = node.matches(".gl-root") ? node : roots.item(0)?.closest<HTMLElement>(".gl-root");
+  while (whole && whole !== node && !whole.contains(last)) whole = whole.parentElement;
+  return whole ?? null;
+}
+
 /**
  * What `take` gives while everything in `node` that scrolls is as large as what it holds. All in one go: the browser
  * paints nothing of it, and what draws only what is in sight hears "scroll" and draws the rest.
  */
-export function unrolled<T>(node: HTMLElement, take: () => T): T {
-  const boxes = [...node.querySelectorAll<HTMLElement>("*")].filter((one) => one instanceof HTMLElement && scrolls(one));
+export function unrolled<T>(node: HTMLElement, take: (cut: boolean) => T): T {
+  const boxes = [...node.querySelectorAll<HTMLElement>("*")].filter(
+    (one) => one instanceof HTMLElement && scrolls(one),
+  );
   const before = [node, ...boxes].map((one) => {
     return { one, style: one.getAttribute("style"), left: one.scrollLeft, top: one.scrollTop };
   });
@@ -58,15 +79,18 @@ export function unrolled<T>(node: HTMLElement, take: () => T): T {
   try {
     const wider = Math.max(0, ...boxes.map((one) => rest(one)[0]));
     if (wider) node.style.width = node.style.minWidth = `${Math.min(node.offsetWidth + wider, LIMIT)}px`;
+    let cut = false;
     // What is inside another grows first.
     for (const one of boxes.reverse()) {
-      const [, taller] = rest(one);
-      if (taller <= 0) continue;
-      one.style.maxHeight = "none";
-      one.style.height = `${Math.min(one.offsetHeight + rest(one)[1], LIMIT)}px`;
+      if (rest(one)[1] > 0) {
+        one.style.maxHeight = "none";
+        one.style.height = `${Math.min(one.offsetHeight + rest(one)[1], LIMIT)}px`;
+      }
+      cut ||= rest(one).some((more) => more > 1);
+      one.style.overflow = "hidden"; // without bars
     }
     tell();
-    return take();
+    return take(cut);
   } finally {
     for (const { one, style } of before) {
       if (style === null) one.removeAttribute("style");

@@ -6,7 +6,7 @@ import { type INotebookTracker, NotebookActions } from "@jupyterlab/notebook";
 import type { TranslationBundle } from "@jupyterlab/translation";
 import { type KernelEnds, NotJoined, type ViewFacts } from "./kernel-end";
 import { standingWords } from "./names";
-import { pngOf } from "./picture";
+import { pngOf, wholeOf } from "./picture";
 import type { Place } from "./place";
 import { download, type FileKind } from "./save";
 
@@ -80,9 +80,7 @@ export class ViewActions {
     const { method } = await this.look(subject);
     const name = `gemloupe-${method}`;
     if (kind === "html") return download(name, kind, await this.#ask<string>(subject, "html"));
-    const root = subject.node?.matches(".gl-root")
-      ? subject.node
-      : subject.node?.querySelector<HTMLElement>(".gl-root");
+    const root = subject.node && wholeOf(subject.node);
     const undrawn = this.#trans.__("The view is not drawn yet.");
     if (!root) throw new Error(undrawn);
     const { png, cut } = await pngOf(root);

@@ -136,6 +136,14 @@ def test_from_the_launcher_to_a_steered_text_without_code(context, server, shot)
     with page.expect_download() as saved:
         bar.button("PNG").click()
     assert saved.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    # The picture has also what one scrolls to in a narrow panel.
+    bar.view.select_option(index=2)
+    plot = bar.node.locator(".gl-layers .gl-plot-scroll")
+    expect(plot).to_be_visible()
+    with page.expect_download() as saved:
+        bar.button("PNG").click()
+    wide = int.from_bytes(saved.value.path().read_bytes()[16:20], "big")
+    assert wide > 2 * plot.evaluate("(el) => el.scrollWidth") > 4 * plot.evaluate("(el) => el.clientWidth")
 
     # The kernel goes, and the tab says so.
     page.evaluate(SHUT_ALL)
