@@ -416,7 +416,8 @@ def code_of(widget: LiveWidget) -> str:
         code = desk.preset.code(f"opened({literal(opening)})", options)
         code = code.replace("import gemloupe as gl\n", f"import gemloupe as gl\n{start}\n", 1)
         return "\n".join([*code.removesuffix("\ndesk").split("\n"), *then, "desk"])
-    how = literal(opening | {"made_with": digests(origin.loupe)})
+    made_with = digests(origin.loupe)
+    how = literal(opening | ({"made_with": made_with} if made_with else {}))
     return "\n".join([start, "", f"loupe = opened({how})", *lines_of(widget)])
 
 
