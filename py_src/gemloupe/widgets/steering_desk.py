@@ -99,8 +99,8 @@ class SteeringDesk(LiveWidget):
     """One row per edit, and the default continuation of a prompt beside the steered one.
 
     `desk.edits` and `desk.prompt` may be read and set; `desk.run()`, `desk.stop()`, `desk.wait()`; `desk.steered` and
-    `desk.default` are the last `Generation`s; `desk.sweep()` measures the dose strip; `desk.coloured` is the feature that
-    colours the texts. A prompt that is a list of chat messages makes it a chat: every turn is answered twice, each
+    `desk.default` are the last `Generation`s; `desk.sweep()` measures the dose strip; `desk.coloured` is the feature
+    that colours the texts. A prompt that is a list of chat messages makes it a chat: every turn is answered twice, each
     answer with its own history.
     """
 
