@@ -249,13 +249,17 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
       actions.save(subject, "png"),
     );
 
+    const focusPrompt = () => {
+      panel.focusPrompt();
+      setTimeout(() => panel.focusPrompt()); // the command palette gives the focus back to where it was
+    };
     app.commands.addCommand(OPEN_SIDEBAR, {
       label: (args) => (args.isPalette ? trans.__("Gemloupe: open the sidebar") : trans.__("Gemloupe")),
       caption: trans.__("Look into a model without code"),
       icon: gemloupeIcon,
       execute: () => {
         showPanel();
-        panel.focusPrompt();
+        focusPrompt();
       },
     });
     app.commands.addCommand(STOP, {
@@ -270,7 +274,7 @@ export const sidebar: JupyterFrontEndPlugin<void> = {
         const text = document.getSelection()?.toString().trim() ?? "";
         showPanel();
         if (text) await panel.look(text).catch(failed);
-        else panel.focusPrompt();
+        else focusPrompt();
       },
     });
     for (const command of [OPEN_SIDEBAR, LOOK, STOP])
