@@ -51,6 +51,8 @@ const INSTALL = "%pip install 'gemloupe[builtin]'";
 const MODELS = ["gemma-2-2b", "gemma-2-2b-it", "gemma-2-9b", "gemma-2-9b-it", "gemma-3-270m", "gemma-3-1b-pt"];
 /** Milliseconds after which it is said for how long the model has been reading. */
 const LONG = 3000;
+/** Milliseconds after which a kernel that still starts is no longer only waited for. */
+const SLOW = 20_000;
 
 export class Sidebar extends Panel {
   readonly #around: Surroundings;
@@ -70,6 +72,10 @@ export class Sidebar extends Panel {
   #starting = false;
   #offered = "";
   #clock: ReturnType<typeof setInterval> | undefined;
+  /** The standing of the kernel, and whether it has been so for too long. */
+  #stood: Standing = "none";
+  #slow = false;
+  #slowTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(around: Surroundings, kept: Kept) {
     super();
@@ -95,6 +101,7 @@ export class Sidebar extends Panel {
     if (this.isDisposed) return;
     this.#asking.abort();
     clearInterval(this.#clock);
+    clearTimeout(this.#slowTimer);
     this.#unlisten();
     super.dispose();
   }
@@ -458,7 +465,20 @@ export class Sidebar extends Panel {
     else el.bar.value = opening.share;
   }
 
+  #watchStanding(standing: Standing): void {
+    if (standing === this.#stood) return;
+    this.#stood = standing;
+    this.#slow = false;
+    clearTimeout(this.#slowTimer);
+    if (standing !== "starting" && standing !== "restarting") return;
+    this.#slowTimer = setTimeout(() => {
+      this.#slow = true;
+      this.#update();
+    }, SLOW);
+  }
+
   #showStanding(standing: Standing): void {
+    this.#watchStanding(standing);
     const trans = this.#trans;
     const el = this.#el;
     el.standing.textContent =
@@ -482,6 +502,8 @@ export class Sidebar extends Panel {
       () => this.#place && this.#around.actions.insert(this.#place, INSTALL),
     ];
     const actions: Partial<Record<Standing, Action[]>> = {
+      starting: this.#slow ? [restart, own] : [],
+      restarting: this.#slow ? [restart, own] : [],
       none: this.#place?.notebook ? [theirs, own] : [[trans.__("Start a kernel"), () => this.#startOwn()]],
       waiting: [[trans.__("Interrupt the cell"), () => session()?.session?.kernel?.interrupt()], own],
       dead: [restart, own],
@@ -526,8 +548,9 @@ export class Sidebar extends Panel {
       this.follow();
     }
     if (!this.#around.choices().openAtOnce || !this.#end) return;
-    await this.#end.joined();
-    if (!this.isDisposed && this.#end?.state?.loupes.length === 0) this.#open();
+    // What keeps it from being joined is said where the kernel's standing is.
+    const rpc = await this.#end.joined().catch(() => null);
+    if (rpc && !this.isDisposed && this.#end?.state?.loupes.length === 0) this.#open();
   }
 
   #hideView(): void {
@@ -596,7 +619,7 @@ function parts(trans: TranslationBundle) {
   const plan = button(trans.__("What it costs"), trans.__("Memory, disk and download, before anything is loaded"));
   const planned = h("dl", { class: "gl-lab-plan" });
   planned.hidden = true;
-  const openRow = h("div", {}, label(trans.__("Model to open"), name), known, row(open, plan));
+  const openRow = h("div", { class: "gl-lab-open" }, label(trans.__("Model to open"), name), known, row(open, plan));
   const progressText = h("span", { attrs: { role: "status" } });
   const bar = h("progress", { attrs: { max: 1, "aria-label": trans.__("Opening the model") } });
   const giveUp = button(trans.__("Cancel"));
