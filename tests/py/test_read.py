@@ -268,11 +268,23 @@ def test_a_cancelled_request_leaves_no_hook_and_the_engine_usable(tiny_loupe):
 
     engine = tiny_loupe.engine
     model, before = engine.loaded.model, hooks(engine.loaded.model)
-    job = engine.read(ReadRequest(tuple(text_ids(tiny_loupe)), None, 1))
-    for event in job.events():
-        if isinstance(event, Progress):
-            job.cancel()
-    assert isinstance(event, Cancelled)
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        assert go.wait(60)
+
+    handle = model.model.layers[0].register_forward_hook(wait)  # in the middle: it cannot end before it is cancelled
+    try:
+        job = engine.read(ReadRequest(tuple(text_ids(tiny_loupe)), None, 1))
+        assert inside.wait(60)
+        job.cancel()
+        go.set()
+        *begun, last = job.events()
+    finally:
+        go.set()
+        handle.remove()
+    assert isinstance(last, Cancelled) and all(isinstance(event, Progress) for event in begun)
     assert hooks(model) == before
     assert tiny_loupe.read(TEXT[:80])["res.0"].nnz > 0
 

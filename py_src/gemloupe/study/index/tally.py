@@ -28,6 +28,7 @@ _TOP_OF_GROUP = scale.EDGES[1:].astype(np.float64)
 # Places: the passage in the upper bits, the position of the token in the lower.
 POSITION_BITS = 20
 _WORTH_SORTING = 1 << 15
+_CELLS = 1 << 22  # bytes in which windows are laid out
 
 
 @dataclass
@@ -163,27 +164,26 @@ def keep_examples(found: Examples, site: str, seed: int, bar: Bar | None = None)
     """Those of `found` that the rule keeps, by feature, strongest first. Writes the new bar into `bar`."""
     if not len(found):
         return found
-    found = found.picked(
-        ordered(found.feature.astype(np.uint64) << np.uint64(32) | _descending(found.value), found.place)
-    )
-    among = rank(found.feature)
+    strongest = ordered(found.feature.astype(np.uint64) << np.uint64(32) | _descending(found.value), found.place)
+    feature, value = found.feature[strongest], found.value[strongest]
+    among = rank(feature)
     keep = among < TOP
     first = among == 0
-    lowest = np.zeros(int(found.feature[-1]) + 1, np.int64)
-    lowest[found.feature[first]] = lowest_group(found.value[first])
-    group = np.maximum(scale.bins(found.value), lowest[found.feature])
-    number = scale.of_firing(scale.of_token(found.place, seed), found.feature, site)
-    key = found.feature.astype(np.int64) * scale.BINS + group
+    lowest = np.zeros(int(feature[-1]) + 1, np.int64)
+    lowest[feature[first]] = lowest_group(value[first])
+    group = np.maximum(scale.bins(value), lowest[feature])
+    number = scale.of_firing(scale.of_token(found.place[strongest], seed), feature, site)
+    key = feature.astype(np.int64) * scale.BINS + group
     order = ordered(key.astype(np.uint64) << np.uint64(32) | number >> np.uint64(32), number)
     drawn = rank(key[order])
     keep[order[drawn < DRAWN]] = True
     if bar is not None:
         last = among == TOP - 1
-        bar.value[found.feature[last]] = found.value[last]
+        bar.value[feature[last]] = value[last]
         bar.lowest[: len(lowest)] = lowest
         last = order[drawn == DRAWN - 1]
         bar.number.reshape(-1)[key[last]] = number[last] >> np.uint64(48)
-    return found.picked(keep)
+    return found.picked(strongest[keep])
 
 
 def keep_firings(found: Firings, seed: int, bar: Bar | None = None) -> Firings:
@@ -192,12 +192,12 @@ def keep_firings(found: Firings, seed: int, bar: Bar | None = None) -> Firings:
         return found
     number = scale.of_token(found.place, seed)
     order = ordered(found.feature.astype(np.uint64) << np.uint64(32) | number >> np.uint64(32), number)
-    found = found.picked(order)
-    among = rank(found.feature)
+    feature = found.feature[order]
+    among = rank(feature)
     if bar is not None:
         last = among == FIRINGS - 1
-        bar.firing[found.feature[last]] = number[order][last] >> np.uint64(48)
-    return found.picked(among < FIRINGS)
+        bar.firing[feature[last]] = number[order[last]] >> np.uint64(48)
+    return found.picked(order[among < FIRINGS])
 
 
 # ---- while text goes by
@@ -222,9 +222,12 @@ class _Sieve(Generic[T]):
         new = self._joined(self._new)
         # Parts come in the order of the text: what stands before the first new place is of earlier ones.
         begins = new.place.min() if len(new) else 0
-        kept = self._keep(self._joined([self._known, new]))
-        earlier = kept.place < begins
-        self._known, self._new = kept.picked(earlier), [kept.picked(~earlier)]
+        if len(self._known):
+            kept = self._keep(self._joined([self._known, new]))
+            earlier = kept.place < begins
+            self._known, self._new = kept.picked(earlier), [kept.picked(~earlier)]
+        else:
+            self._new = [self._keep(new)]
         self._waiting = self._loose = 0
 
     def know(self, found: T) -> None:
@@ -304,22 +307,25 @@ def _windows(
     picked: np.ndarray, feature: np.ndarray, codes: np.ndarray, token: np.ndarray, place: np.ndarray
 ) -> np.ndarray:
     """Codes of the same feature around the entries `picked`, uint8 [picked, 2 WINDOW + 1]. Entries are sorted by
-    feature and token; `place` is each token's."""
+    feature and token; `place` is each token's.
+
+    Features are laid out as rows of tokens, silence and all, and windows cut from those: no entry looks for its
+    neighbours. Passages stand WINDOW apart, so no window reaches into another."""
     window = np.zeros((len(picked), 2 * WINDOW + 1), np.uint8)
-    window[:, WINDOW] = codes[picked]
+    if not len(picked):
+        return window
     passage = place >> np.uint64(POSITION_BITS)
-    for side in (-1, 1):
-        left = np.arange(len(picked))
-        for step in range(1, WINDOW + 1):
-            other = picked[left] + side * step
-            inside = (other >= 0) & (other < len(feature))
-            left, other = left[inside], other[inside]
-            here = picked[left]
-            gap = token[other] - token[here]
-            near = (feature[other] == feature[here]) & (np.abs(gap) <= WINDOW)
-            near &= passage[token[other]] == passage[token[here]]
-            left, other, gap = left[near], other[near], gap[near]
-            if not len(left):
-                break
-            window[left, WINDOW + gap] = codes[other]
+    gaps = np.concatenate([[0], np.cumsum(passage[1:] != passage[:-1])])
+    column = np.arange(len(place)) + WINDOW * (1 + gaps)
+    long = int(column[-1]) + 1 + WINDOW
+    rows = max(1, _CELLS // long)
+    wanted = feature[picked]
+    for first in range(int(wanted[0]), int(wanted[-1]) + 1, rows):
+        last = min(first + rows, int(wanted[-1]) + 1)
+        begin, end = np.searchsorted(feature, (first, last))
+        low, high = np.searchsorted(wanted, (first, last))
+        laid = np.zeros((last - first) * long, np.uint8)
+        laid[(feature[begin:end] - first) * long + column[token[begin:end]]] = codes[begin:end]
+        centre = (wanted[low:high] - first) * long + column[token[picked[low:high]]]
+        window[low:high] = np.lib.stride_tricks.sliding_window_view(laid, 2 * WINDOW + 1)[centre - WINDOW]
     return window
