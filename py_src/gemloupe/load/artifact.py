@@ -279,5 +279,5 @@ def check_shapes(
         if tuple(tensors[name].shape) != shape:
             got = tuple(tensors[name].shape)
             raise refuse("scope-other-shape", file=file, tensor=name, got=got, expected=shape, site=site, model=model)
-        if not torch.isfinite(tensors[name]).all():
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
             raise refuse("scope-not-finite", file=file, tensor=name)

@@ -1,8 +1,8 @@
 """SAEs where they are needed, within a budget: on disk, on the host, on the device.
 
 All of Gemma Scope's SAEs of one model are tens of gigabytes; a forward pass needs them one after the other. A `Pager`
-holds as many as a budget in bytes allows, the least recently used leaves first, and while one encodes a thread
-loads the one that comes next. What it hands out is the same SAE whatever the budget: only the time differs.
+holds as many as a budget in bytes allows, the least recently used leaves first, and while one encodes, threads
+load those that come next. What it hands out is the same SAE whatever the budget: only the time differs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 # Changes when what a page holds changes; older pages are then written anew.
 _FORMAT = 1
 _PAGE, _ABOUT = "sae.safetensors", "page.json"
+# SAEs loaded at once while another encodes. Unpacking one takes longer than encoding with one, and keeps one core busy.
+_AHEAD = 2
 # Left free on the disk: a page saves time, and is not worth filling the disk for.
 _KEPT_FREE = 2 << 30
 
@@ -79,7 +81,8 @@ class Pager:
         self._after: dict[Site, Site] = {}
         self._closed = False
         self._changed = threading.Condition()
-        self._ahead = ThreadPoolExecutor(1, "gemloupe-pages")
+        # Copies to a GPU share one staging buffer.
+        self._ahead = ThreadPoolExecutor(_AHEAD if self.device.type == "cpu" else 1, "gemloupe-pages")
         self._stream: Any = None
         self._staging: Any = None
 
@@ -96,7 +99,7 @@ class Pager:
             return tuple(self._shelf)
 
     def expect(self, order: Iterable[Site]) -> None:
-        """The order in which SAEs will be asked for, over and over: whenever one is, the next is loaded ahead."""
+        """The order in which SAEs will be asked for, over and over: whenever one is, the next are loaded ahead."""
         with self._changed:
             sites = tuple(order)
             self._after = dict(zip(sites, sites[1:] + sites[:1], strict=True)) if len(sites) > 1 else {}
@@ -164,8 +167,9 @@ class Pager:
                 tensor.record_stream(torch.cuda.default_stream(self.device))
         return moved
 
-    def _make_room(self, site: Site, *, ahead: bool = False) -> bool:
-        """Let go of what was used least recently until `site` fits; False if that is not to be had now."""
+    def _make_room(self, site: Site, *, keep: Collection[Site] = ()) -> bool:
+        """Let go of what was used least recently, but not of `keep`, until `site` fits; False if that is not to be had
+        now."""
         need = self._size(site)
         if need > self.budget:
             raise refuse("budget-too-small", budget=said(self.budget), site=site, need=said(need))
@@ -174,8 +178,7 @@ class Pager:
         for other in self._shelf:
             if taken + need <= self.budget:
                 break
-            # Loading ahead must neither push out the SAE that encodes now nor, where a whole round fits, the next ones.
-            if other == site or (ahead and other == self._in_use):
+            if other == site or other in keep:
                 continue
             leaving.append(other)
             taken -= self._size(other)
@@ -187,20 +190,29 @@ class Pager:
 
     def _load_next(self, site: Site) -> None:
         """Begin to load what comes after `site`, unless it is here or there is no room beside `site`."""
-        following = self._after.get(site)
-        if following is None or following in self._shelf or following in self._coming or self._closed:
-            return
-        if not self._make_room(following, ahead=True):
-            return
+        # Loading ahead must neither push out the SAE that encodes now nor, where a whole round fits, the next ones.
+        keep = [site] if self._in_use is None else [site, self._in_use]
+        following: Site | None = site
+        for _ in range(_AHEAD):
+            following = self._after.get(following) if following is not None else None
+            if following is None or following == site or self._closed:
+                return
+            if following not in self._shelf and following not in self._coming:
+                if not self._make_room(following, keep=keep):
+                    return
+                self._load_ahead(following)
+            keep.append(following)
+
+    def _load_ahead(self, site: Site) -> None:
         promise: Future[Sae] = Future()
-        self._coming[following] = promise
+        self._coming[site] = promise
 
         def load() -> None:
             try:
-                self._bring(following, promise)
+                self._bring(site, promise)
             except BaseException:
                 # Whoever asks for it loads it again, and is told then.
-                _log.debug("loading %s ahead failed", following, exc_info=True)
+                _log.debug("loading %s ahead failed", site, exc_info=True)
 
         self._ahead.submit(load)
 

@@ -39,6 +39,9 @@ T = TypeVar("T")
 CURATED = "labels.json"
 _NEURONPEDIA = re.compile(r"[a-z0-9.-]+/[0-9]+-[a-z0-9_-]+", re.IGNORECASE)  # how it names a set of labels
 LONGEST_LABEL, LONGEST_NOTE = 500, 20_000  # characters
+_AT_ONCE = 500  # features asked of the file at once; SQLite may be built to take no more than 999 values
+_COLUMNS = "SELECT label.id, text, coalesce(name, ''), score, coalesce(made, '')"
+_WRITER = "LEFT JOIN writer ON writer.id = by"
 
 
 @dataclass(frozen=True)
@@ -194,26 +197,46 @@ class Labels:
 
     def best(self, features: Iterable[FeatureId | str]) -> dict[FeatureId, Label]:
         """One label for each feature that has any: the first of `of`."""
-        chosen = {}
-        for feature in map(self._feature, features):
-            if labels := self.of(feature):
-                chosen[feature] = labels[0]
-        return chosen
+        names = list(dict.fromkeys(map(self._feature, features)))
+        found = self._first(names, SOURCES)
+        for feature in names:
+            if feature not in found and self._automatic is not None and (made := self._automatic(feature)) is not None:
+                found[feature] = made
+        return {feature: found[feature] for feature in names if feature in found}
 
     def named(self, features: Iterable[FeatureId | str]) -> dict[FeatureId, Label]:
         """Like `best`, but only labels that someone gave: no statistics."""
-        given = [rank for rank in SOURCES if rank != "automatic"]
-        every = ((feature, rank) for feature in map(self._feature, features) for rank in given)
+        names = list(dict.fromkeys(map(self._feature, features)))
+        return self._first(names, [rank for rank in SOURCES if rank != "automatic"])
+
+    def _first(self, features: list[FeatureId], ranks: Iterable[str]) -> dict[FeatureId, Label]:
+        """The best label that is kept of each feature: one query for hundreds, as a picture asks for thousands."""
         found: dict[FeatureId, Label] = {}
-        for feature, rank in every:
-            if feature not in found and (labels := self._labels(feature, rank)):
-                found[feature] = labels[0]
+        for rank in ranks:
+            missing = [feature for feature in features if feature not in found]
+            for start in range(0, len(missing), _AT_ONCE):
+                for feature, rows in self._rows_of(missing[start : start + _AT_ONCE], rank).items():
+                    found[feature] = _labelled(feature, rank, rows)[0]
         return found
 
+    def _rows_of(self, features: list[FeatureId], rank: str) -> dict[FeatureId, list[Row]]:
+        def read(db: sqlite3.Connection) -> dict[FeatureId, list[Row]]:
+            coded = ((feature, self._code(db, feature.site)) for feature in features)
+            known = {number(rank, code, one.index): one for one, code in coded if code is not None}
+            found: dict[FeatureId, list[Row]] = {}
+            if known:
+                asked = (
+                    f"WITH asked(first) AS (VALUES {', '.join(['(?)'] * len(known))}) {_COLUMNS} FROM asked "
+                    f"JOIN label ON label.id BETWEEN first AND first + 255 {_WRITER} ORDER BY label.id"
+                )
+                for row in db.execute(asked, list(known)):
+                    found.setdefault(known[row[0] & ~255], []).append(row)
+            return found
+
+        return self._read(read)
+
     def _labels(self, feature: FeatureId, rank: str) -> list[Label]:
-        rows = self._rows(feature, rank)
-        labels = [Label(feature, text, rank, score, made, by) for _, text, by, score, made in rows]
-        return sorted(labels, key=best_first)
+        return _labelled(feature, rank, self._rows(feature, rank))
 
     def _rows(self, feature: FeatureId, rank: str) -> list[Row]:
         def read(db: sqlite3.Connection) -> list[Row]:
@@ -227,10 +250,7 @@ class Labels:
 
     @staticmethod
     def _between(db: sqlite3.Connection, first: int, last: int) -> list[Row]:
-        asked = (
-            "SELECT label.id, text, coalesce(name, ''), score, coalesce(made, '') FROM label "
-            "LEFT JOIN writer ON writer.id = by WHERE label.id BETWEEN ? AND ? ORDER BY label.id"
-        )
+        asked = f"{_COLUMNS} FROM label {_WRITER} WHERE label.id BETWEEN ? AND ? ORDER BY label.id"
         return db.execute(asked, (first, last)).fetchall()
 
     def set(self, feature: FeatureId | str, text: str) -> Label:
@@ -577,6 +597,11 @@ class Labels:
 
     def __repr__(self) -> str:
         return f"Labels({'in memory' if self.path is None else str(self.path)!r})"
+
+
+def _labelled(feature: FeatureId, rank: str, rows: Iterable[Row]) -> list[Label]:
+    labels = [Label(feature, text, rank, score, made, by) for _, text, by, score, made in rows]
+    return sorted(labels, key=best_first)
 
 
 def best_first(label: Label) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ VIEWS = ("layers", "grid")
 _NAMED, _AT_ONCE = 4000, 200  # features that get a name, and how many are looked up before the next look at a stop
 _KEPT = 256  # tokens whose features a notebook's saved output keeps
 # Seconds from the call that a cell waits for names and guesses, to have them in what it saves, and from the picture.
-_PATIENCE, _LEAST = 1.0, 0.2
+_PATIENCE, _LEAST = 1.0, 0.3
 
 
 class LayerEvolution(LiveWidget):
@@ -115,6 +115,7 @@ class LayerEvolution(LiveWidget):
         self._naming = Latest("gemloupe-evolution-names")
         self._guessing = Latest("gemloupe-evolution-guesses")
         self._begun = time.monotonic() if begun is None else begun
+        self._late, self._drawn = time.monotonic() - self._begun > _PATIENCE / 2, threading.Event()
         trace = evolution.trace
         first = read_selection(selected, trace)
         position = first.position if token is None else trace.positions(token)[-1]
@@ -141,6 +142,7 @@ class LayerEvolution(LiveWidget):
     @property
     def evolution(self) -> Evolution:
         """What is shown, as values; waits for the guesses that are still to come."""
+        self._drawn.set()
         self._guessing.wait()
         return self._evolution
 
@@ -152,6 +154,7 @@ class LayerEvolution(LiveWidget):
     def close(self) -> None:
         self._naming.cancel()
         self._guessing.cancel()
+        self._drawn.set()
         if self.card is not None:
             self.card.close()
         super().close()
@@ -160,6 +163,8 @@ class LayerEvolution(LiveWidget):
 
     def _guess_all(self, more: More, task: Task) -> None:
         """The guesses at the other tokens, while the picture is already there."""
+        if self._late:  # they would not come in time for what the cell saves, and hold up the picture
+            self._drawn.wait(_PATIENCE)
         try:
             found = more(task.follow)
             self._evolution = found
@@ -194,6 +199,7 @@ class LayerEvolution(LiveWidget):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all names and guesses are there; whether that was in time."""
+        self._drawn.set()
         end = None if timeout is None else time.monotonic() + timeout
         return self._guessing.wait(timeout) and self._naming.wait(None if end is None else end - time.monotonic())
 
@@ -342,7 +348,12 @@ class LayerEvolution(LiveWidget):
 
     def static_state(self) -> dict[str, Any]:
         # A cell shows its picture when this is done, and they come on their own; the file a user saves waits for them.
-        self.wait(max(self._begun + _PATIENCE - time.monotonic(), _LEAST) if self._brief else 30)
+        if self._brief:
+            patience = max(self._begun + _PATIENCE - time.monotonic(), _LEAST)
+            (self._naming if self._late else self).wait(patience)
+        else:
+            self._drawn.set()
+            self.wait(30)
         return super().static_state() | {"card": None, "facts": self._static_facts()}
 
     def _static_facts(self) -> dict[str, Any]:
@@ -361,6 +372,7 @@ class LayerEvolution(LiveWidget):
             return super()._repr_mimebundle_(**kwargs)
         finally:
             self._brief = False
+            self._drawn.set()
 
     _brief = False
 
