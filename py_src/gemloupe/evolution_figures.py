@@ -25,6 +25,7 @@ _MOST = 1.25  # a block is at most so high
 _APART = 0.03
 _WIDE = 0.54
 _LEGIBLE = 0.12  # a block as high as a name
+_LETTER, _LINE = 0.13, 0.2  # what a letter of a name takes of a layer's width, and a line of a band's height
 _LISTED = 16  # sources in the list beside the map
 
 
@@ -51,7 +52,9 @@ def profile(evolution: Evolution, column: TokenColumn, names: Names | None = Non
         figure.add_bar(
             x=[guess.layer for guess in column.guesses],
             y=[guess.entropy for guess in column.guesses],
-            text=[guess.tokens[0][1] if guess.tokens else "" for guess in column.guesses],
+            text=[_short(guess.tokens[0][1], 10) if guess.tokens else "" for guess in column.guesses],
+            textfont_size=9,
+            constraintext="none",
             customdata=["<br>".join(f"{text!r} {p:.1%}" for _, text, p in guess.tokens) for guess in column.guesses],
             hovertemplate="after layer %{x}: entropy %{y:.2f} nats<br>%{customdata}<extra></extra>",
             marker_color="rgba(70,84,108,.45)",
@@ -119,12 +122,16 @@ def _band(figure: Any, row: int, evolution: Evolution, column: TokenColumn, kind
             col=1,
         )
     long = [chain for chain in joined if len(chain) > 2 and places[chain[0].feature][2] >= _LEGIBLE]
-    called = [(chain[0].feature, name) for chain in long if (name := _name_of(chain, names))]
+    called = _apart(
+        [(chain[0].feature, name) for chain in long if (name := _name_of(chain, names))],
+        places,
+        max(site.site.layer for site in sites) if sites else 0,
+    )
     if called:
         figure.add_scatter(
             x=[places[first][0] - _WIDE / 2 for first, _ in called],
             y=[places[first][1] + places[first][2] / 2 for first, _ in called],
-            text=[_short(name, 40) for _, name in called],
+            text=[name for _, name in called],
             mode="text",
             textposition="middle right",
             textfont_size=10,
@@ -143,6 +150,23 @@ def _band(figure: Any, row: int, evolution: Evolution, column: TokenColumn, kind
                 row=row,
                 col=1,
             )
+
+
+def _apart(
+    called: Iterable[tuple[FeatureId, str]], places: Mapping[FeatureId, tuple[int, float, float]], last: int
+) -> list[tuple[FeatureId, str]]:
+    """The names that can be read, each cut at the picture's edge: one that would cover an earlier one is left out."""
+    kept: list[tuple[FeatureId, str]] = []
+    taken: list[tuple[float, float, float]] = []
+    for feature, name in called:
+        layer, top, high = places[feature]
+        start, middle = layer - _WIDE / 2, top + high / 2
+        text = _short(name, min(40, int((last + 0.6 - start) / _LETTER)))
+        end = start + _LETTER * len(text)
+        if all(end < left or right < start or abs(middle - other) > _LINE for left, right, other in taken):
+            kept.append((feature, text))
+            taken.append((start, end, middle))
+    return kept
 
 
 def _ribbons(figure: Any, row: int, some: Sequence[Ribbon], places: Mapping[FeatureId, Any], colour: str) -> None:
@@ -291,6 +315,11 @@ def heat(grid: Grid, names: Names | None = None) -> Figure:
     empty = np.full(len(grid.tokens), np.nan)
     values = np.array([empty if values is None else values for *_, values in rows]).reshape(len(rows), len(empty))
     shown = np.log10(np.maximum(values, 1e-9)) if grid.measure == "norm" else values
+    title = f"log10 {grid.measure}" if grid.measure == "norm" else grid.measure
+    most = 1.0 if grid.measure == "strength" else None
+    known = shown[np.isfinite(shown)]
+    if most is None and len(known) and known.max() > 2 * (usual := float(np.quantile(known, 0.99))) > 0:
+        most, title = usual, f"{title}<br>to {usual:.3g}"  # one outlier would leave one colour to all the rest
     figure = go.Figure(
         go.Heatmap(
             z=shown,
@@ -298,12 +327,12 @@ def heat(grid: Grid, names: Names | None = None) -> Figure:
             x=list(range(len(grid.tokens))),
             y=labels,
             colorscale="Blues" if grid.features is not None else "Viridis",
-            zmin=0 if grid.features is not None else None,
-            zmax=1 if grid.measure == "strength" else None,
+            zmin=0 if grid.features is not None else None if most is None else float(known.min()),
+            zmax=most,
             hoverongaps=False,
             xgap=1,
             ygap=1,
-            colorbar_title_text=f"log10 {grid.measure}" if grid.measure == "norm" else grid.measure,
+            colorbar_title_text=title,
             text=[[repr(token.text) for token in grid.tokens]] * len(rows),
             hovertemplate=f"%{{y}} at %{{text}} (%{{x}})<br>{grid.measure} %{{customdata[0]:.4g}}"
             "<br>%{customdata[1]}<extra></extra>",
@@ -324,7 +353,7 @@ def sources(found: Attribution, names: Names | None = None) -> Figure:
     names = names or {}
     edges = found.edges
     figure = make_subplots(
-        1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.3, subplot_titles=("where", "the strongest")
+        1, 2, column_widths=[0.55, 0.45], horizontal_spacing=0.28, subplot_titles=("where", "the strongest")
     )
     most = max((abs(edge.effect) for edge in edges), default=1.0) or 1.0
     shift = {"res": 0.0, "att": -0.25, "transcoder": 0.25, "mlp": 0.25}
@@ -338,7 +367,8 @@ def sources(found: Attribution, names: Names | None = None) -> Figure:
                 "color": colour,
                 "symbol": symbol,
                 "opacity": 0.75,
-                "size": [6 + 24 * (abs(edge.effect) / most) ** 0.5 for edge in some],
+                "line_width": 1.5,
+                "size": [4 + 18 * (abs(edge.effect) / most) ** 0.5 for edge in some],
             },
             customdata=[_effect(found, edge, names) for edge in some],
             hovertemplate="%{customdata}<extra></extra>",
@@ -347,7 +377,7 @@ def sources(found: Attribution, names: Names | None = None) -> Figure:
             col=1,
         )
     top = edges[:_LISTED][::-1]
-    labels = [f"{edge.source} at {edge.position} {_short(names.get(edge.source, ''), 24)}".rstrip() for edge in top]
+    labels = [f"{edge.source} at {edge.position} {_short(names.get(edge.source, ''), 20)}".rstrip() for edge in top]
     figure.add_bar(
         x=[edge.effect for edge in top],
         y=labels,
@@ -380,7 +410,9 @@ def sources(found: Attribution, names: Names | None = None) -> Figure:
         row=1,
         col=1,
     )
-    figure.update_xaxes(title_text="layer", dtick=1, row=1, col=1)
+    last = max((site.layer for site in found.trace.sites), default=0)
+    figure.update_xaxes(title_text="layer", dtick=1 if last < 12 else 3, tickangle=0, row=1, col=1)
+    figure.update_xaxes(range=[-0.8, last + 0.8], zeroline=False, row=1, col=1)
     unit = "logit" if isinstance(found.target, Token) else "activation"
     figure.update_xaxes(title_text=f"effect on the {unit}", row=1, col=2)
     what = repr(found.target.text) if isinstance(found.target, Token) else str(found.target)
