@@ -46,16 +46,23 @@ def ours(loupe: Any, rows: tuple[tuple[Any, ...], ...], ids: tuple[int, ...], si
     return run
 
 
-def hugging_face(model: Any, ids: tuple[int, ...]) -> Contender:
+def hugging_face(loupe: Any, ids: tuple[int, ...]) -> Contender:
+    """On the engine's thread, as everything of ours: a second thread's pool would slow both (`run/apart.py`)."""
+    from gemloupe.engine.job import ThreadJob
+
+    model = loupe.engine.loaded.model
     given = torch.tensor([ids])
     mask = torch.ones_like(given)
 
-    def run(count: int) -> list[int]:
+    def generate(count: int, job: Any) -> list[int]:
         with torch.inference_mode():
             out = model.generate(
                 given, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False
             )
         return out[0, len(ids) :].tolist()
+
+    def run(count: int) -> list[int]:
+        return loupe.engine.submit(ThreadJob(partial(generate, count))).result()
 
     return run
 
@@ -196,9 +203,8 @@ def main() -> None:
         spread = spread[:: max(len(spread) // 5, 1)][:5]
         ten = tuple(gl.clamp(name, 0.3) for s in spread for name in best[s][:2])
         nine = tuple((gl.clamp(best[site][0], step / 4),) for step in range(9))
-        model = loupe.engine.loaded.model
         runs: dict[str, Contender] = {
-            HF: hugging_face(model, ids),
+            HF: hugging_face(loupe, ids),
             PLAIN: ours(loupe, ((),), ids),
             f"  one clamp ({site})": ours(loupe, (one,), ids),
             f"  {len(ten)} clamps over {len({e.site for e in ten})} sites": ours(loupe, (ten,), ids),

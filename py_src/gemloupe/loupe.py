@@ -844,7 +844,9 @@ class Loupe:
 
     def sae(self, site: Site | str) -> Any:
         """The SAE at `site` as an `sae_lens` SAE with the same numbers, made when asked for."""
-        return self._local().sae(Site.of(site)).as_sae_lens(self._about.model)
+        from .run.apart import apart
+
+        return apart(self._local().sae(Site.of(site)).as_sae_lens)(self._about.model)
 
     def close(self) -> None:
         """Stop what runs and free the memory. The traces and widgets made so far stay."""

@@ -205,6 +205,22 @@ def test_words_are_found(worded, query, found):
     assert {str(one.feature) for one in worded.search(query)} == set(found)
 
 
+def test_many_features_are_asked_for_at_once_and_get_what_each_would(labels):
+    sites = [Site.of(name) for name in ("res.5", "res.12", "mlp.9")]
+    for site in sites:
+        labels.put_automatic(site, "1", [(i, f"on {i}", "x") for i in range(0, 1000, 2)], "counts")
+    labels.set("res.5/4", "four")
+    labels.keep(Label(FeatureId.of("res.12/999"), "late", "explained", 0.3, "", "model"))
+    labels.keep(Label(FeatureId.of("res.12/999"), "better", "explained", 0.9, "", "other"))
+    names = [FeatureId(site, i) for site in sites for i in range(1000)]
+    found = labels.best(names[::-1] + names)
+    assert found == {name: labels.of(name)[0] for name in names if labels.of(name)}
+    assert len(found) == 1501 and next(iter(found)) == FeatureId.of("mlp.9/998")
+    assert found[FeatureId.of("res.5/4")].text == "four" and found[FeatureId.of("res.12/999")].text == "better"
+    assert set(map(str, labels.named(names))) == {"res.5/4", "res.12/999"}
+    assert labels.best([]) == {} == labels.named(())
+
+
 def test_the_best_answer_comes_first(worded):
     worded.put_automatic(Site.of("res.12"), "1", [(50, "on “idioms” · near “English”", "idioms"), (4, "x", "y")], "")
     found = worded.search("idioms")

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 
 import gemloupe as gl
 import numpy as np
@@ -12,6 +13,7 @@ from gemloupe.errors import Refusal
 from gemloupe.evolution import Attribution, Edge
 from gemloupe.feature import FeatureId
 from gemloupe.trace import Token
+from gemloupe.widgets import layer_evolution
 from gemloupe.widgets.evolution_wire import shown_features, wire_evolution, wire_guesses
 from gemloupe.widgets.layer_evolution import LayerEvolution
 from gemloupe.wire import arrays
@@ -99,6 +101,27 @@ def test_measures_and_guesses_cross(evolution, widget):
     assert arrays.read_array(guesses["entropies"])[-1] == pytest.approx(last[-1].entropy, rel=2e-3)
     without = wire_guesses(tiny_without_guesses(evolution))
     assert without["texts"] == [] and not arrays.read_array(without["positions"]).size
+
+
+@pytest.mark.parametrize("how", ["shown", "waited for", "closed", "neither"])
+def test_a_picture_that_is_late_does_not_wait_for_guesses(evolution, how, monkeypatch):
+    """Nor do they hold it up: they begin when it is there."""
+    monkeypatch.setattr(layer_evolution, "_PATIENCE", 0.5)
+    asked = threading.Event()
+
+    def more(follow):
+        asked.set()
+        return evolution
+
+    made = LayerEvolution(evolution, more=more, begun=time.monotonic() - 10)
+    assert not asked.wait(0.1) and made.guessing
+    if how == "shown":
+        made._repr_mimebundle_()
+    elif how == "closed":
+        made.close()
+    elif how == "waited for":
+        assert made.wait(10) and not made.guessing
+    assert asked.wait(10)
 
 
 def test_the_other_tokens_guesses_follow(tiny3, monkeypatch):

@@ -145,6 +145,33 @@ def test_the_next_one_loads_while_this_one_is_used(source):
     assert source.asked == [0, 1, 2] and one.sites == (site(1), site(2))
 
 
+def test_two_load_at_once_while_one_is_used_and_their_threads_end(source):
+    one = pager(source, 4)
+    source.slow = {1, 2}
+    source.gate.clear()
+    one.expect(map(site, range(5)))
+    one.get(site(0))
+    until(lambda: {1, 2} <= set(source.asked))
+    assert 3 not in source.asked and one.held == 3 * SIZE
+    source.gate.set()
+    one.get(site(1))
+    until(lambda: site(3) in one.sites)
+    threads = one._ahead._threads
+    one.expect(())
+    until(lambda: not any(thread.is_alive() for thread in threads))
+    one.expect(map(site, range(5)))
+    assert one.get(site(4)).site == site(4)
+
+
+def test_what_is_next_is_not_pushed_out_by_what_comes_after(source):
+    one = pager(source, 3)
+    one.expect(map(site, range(6)))
+    for number in range(6):
+        one.get(site(number))
+        until(lambda: not one._coming)
+    assert source.asked[:6] == list(range(6)), "each once, in order"
+
+
 def test_an_sae_on_its_way_is_waited_for_and_not_loaded_twice(source):
     source.slow = {1}
     source.gate.clear()
@@ -161,7 +188,7 @@ def test_nothing_is_loaded_ahead_where_that_would_push_out_what_is_used(source):
     one = pager(source, 1)
     one.expect([site(0), site(1)])
     one.get(site(0))
-    one._ahead.submit(lambda: None).result(SOON)
+    assert one._ahead is None
     assert one.sites == (site(0),) and source.asked == [0]
 
 

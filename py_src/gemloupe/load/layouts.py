@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import refuse
@@ -260,14 +261,21 @@ def _read_packed(file: Path, found: Found, model: object) -> Sae:
     _check_threshold(file, tensors["threshold"])
     return Sae(
         found.site,
-        encoder=tensors["W_enc"].float().mul_(tensors["W_enc_scale"][:, None]),
+        encoder=_unpacked(tensors["W_enc"], tensors["W_enc_scale"]),
         b_enc=tensors["b_enc"],
         threshold=tensors["threshold"],
-        decoder=tensors["W_dec"].float().mul_(tensors["W_dec_scale"][:, None]),
+        decoder=_unpacked(tensors["W_dec"], tensors["W_dec_scale"]),
         b_dec=tensors["b_dec"],
         encoder_int8=tensors["W_enc"],
         encoder_scale=tensors["W_enc_scale"],
     )
+
+
+def _unpacked(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """By numpy: a thread that loads must not start a pool of torch's (see `encode.norms`), and it is quicker."""
+    made = rows.numpy().astype(np.float32)
+    made *= scale.numpy()[:, None]
+    return torch.from_numpy(made)
 
 
 def grid(rows: torch.Tensor, steps: float) -> torch.Tensor:

@@ -134,7 +134,11 @@ def floor(sae: Any) -> torch.Tensor:
 def norms(sae: Any) -> torch.Tensor:
     """Lengths of the encoder's rows, float32 [feature]; computed once, which also reads all of a mapped encoder."""
     if (known := _norms_of.get(sae)) is None:
-        _norms_of[sae] = known = sae.encoder.norm(dim=1)
+        # Not by torch: threads that load SAEs come here, and each that computes with torch gets a pool of its own.
+        # More pool threads than cores, and OpenMP sends all of them to sleep between products, the model's too.
+        rows = sae.encoder.numpy() if sae.encoder.device.type == "cpu" else None
+        squares = None if rows is None else torch.from_numpy(np.einsum("ij,ij->i", rows, rows))
+        _norms_of[sae] = known = sae.encoder.norm(dim=1) if squares is None else squares.sqrt_()
     return known
 
 

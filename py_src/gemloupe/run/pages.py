@@ -81,8 +81,7 @@ class Pager:
         self._after: dict[Site, Site] = {}
         self._closed = False
         self._changed = threading.Condition()
-        # Copies to a GPU share one staging buffer.
-        self._ahead = ThreadPoolExecutor(_AHEAD if self.device.type == "cpu" else 1, "gemloupe-pages")
+        self._ahead: ThreadPoolExecutor | None = None
         self._stream: Any = None
         self._staging: Any = None
 
@@ -103,6 +102,10 @@ class Pager:
         with self._changed:
             sites = tuple(order)
             self._after = dict(zip(sites, sites[1:] + sites[:1], strict=True)) if len(sites) > 1 else {}
+            if not sites and self._ahead is not None:
+                # Their threads end: what pools torch made for them would slow all others (see `encode.norms`).
+                self._ahead.shutdown(wait=False)
+                self._ahead = None
 
     def get(self, site: Site) -> Sae:
         """The SAE at `site`, on the device. Waits while it is loaded; what loading refuses is raised here."""
@@ -214,6 +217,9 @@ class Pager:
                 # Whoever asks for it loads it again, and is told then.
                 _log.debug("loading %s ahead failed", site, exc_info=True)
 
+        if self._ahead is None:
+            # Copies to a GPU share one staging buffer.
+            self._ahead = ThreadPoolExecutor(_AHEAD if self.device.type == "cpu" else 1, "gemloupe-pages")
         self._ahead.submit(load)
 
     def close(self) -> None:
@@ -221,8 +227,10 @@ class Pager:
         with self._changed:
             self._closed = True
             self._shelf.clear()
+            ahead, self._ahead = self._ahead, None
             self._changed.notify_all()
-        self._ahead.shutdown(wait=True, cancel_futures=True)
+        if ahead is not None:
+            ahead.shutdown(wait=True, cancel_futures=True)
         if self._below is not None:
             self._below.close()
 

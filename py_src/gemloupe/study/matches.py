@@ -27,6 +27,7 @@ import numpy as np
 from ..errors import refuse
 from ..evolution import Match, Matches, alike
 from ..feature import FeatureId
+from ..run.apart import apart
 from ..site import Site
 from ..sparse import SparseActs
 from .index.store import plain
@@ -126,6 +127,7 @@ def pairs(source: Any, k: int = KEPT) -> Iterator[Pair]:
 # ---- one feature, and those that are shown
 
 
+@apart
 def matches(source: Any, feature: FeatureId, k: int = KEPT) -> tuple[Match, ...]:
     """The k nearest features in the layer before and the k in the layer after, by layer, closest first; without
     co-activation. Reads the decoders of these sites. Empty where neither layer is open."""

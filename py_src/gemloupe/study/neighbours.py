@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import refuse
 from ..feature import FeatureId, whole
+from ..run.apart import apart
 from ..site import Site, in_words
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def _padded(values: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray
     return features, cosines
 
 
+@apart
 def neighbours(source: Any, feature: FeatureId, k: int = 10, same_site: bool | None = None) -> tuple[Neighbour, ...]:
     """The k features nearest to one, closest first: of its own site, of others (`same_site` False), or of both (None).
 
