@@ -215,18 +215,22 @@ class Loupe:
     def _trace(self, given: Any, **options: Any) -> Trace:
         return given if isinstance(given, Trace) else self.read(given, **options)
 
-    def heatmap(self, given: Any, **options: Any) -> TokenHeatmap:
-        """Text (or a `Trace`) as coloured tokens. `site`, `selected` and `palette` set what is shown first."""
+    def heatmap(self, given: Any, *, guesses: int = 5, **options: Any) -> TokenHeatmap:
+        """Text (or a `Trace`) as coloured tokens. `site`, `selected` and `palette` set what is shown first.
+
+        Of a text, the model's `guesses` likeliest next tokens are shown after each; a `Trace` has those it was read
+        with.
+        """
         from .widgets.origin import Origin
         from .widgets.token_heatmap import TokenHeatmap
         from .widgets.trace_view import shown_first
 
-        origin = Origin(self, "heatmap", (given,), options)
+        origin = Origin(self, "heatmap", (given,), options | ({} if guesses == 5 else {"guesses": guesses}))
         if not isinstance(given, Trace):
             # How well the SAE fits is measured where it is shown first: in this pass it costs next to nothing.
             site = shown_first(self.sites, options.get("site"), options.get("selected"))
             measured = () if site is None else (site,)
-            given = self._read(ReadRequest(_plain(given), None, 5, fidelity=measured))
+            given = self._read(ReadRequest(_plain(given), None, guesses, fidelity=measured))
         heatmap = TokenHeatmap(given, self._named, **options)
         heatmap._card_of, heatmap.origin = self._one_card, origin
         return heatmap

@@ -43,6 +43,13 @@ def on(trace, site="res.2", token=2):
 # ---- traits
 
 
+def test_a_heatmap_has_as_many_guesses_as_asked_for(tiny3):
+    assert {len(some) for some in tiny3.heatmap(TEXT, guesses=2).guesses} == {2}
+    assert {len(some) for some in tiny3.heatmap(TEXT).guesses} == {5}
+    assert tiny3.heatmap(TEXT, guesses=0).guesses is None
+    refused("count-unreadable", lambda: tiny3.heatmap(TEXT, guesses=-1))
+
+
 def test_a_heatmap_sends_the_trace(tiny3, trace):
     heatmap = tiny3.heatmap(trace)
     assert isinstance(heatmap, TokenHeatmap)
