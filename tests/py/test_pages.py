@@ -163,6 +163,59 @@ def test_two_load_at_once_while_one_is_used_and_their_threads_end(source):
     assert one.get(site(4)).site == site(4)
 
 
+def test_a_pass_begins_when_what_it_lacks_is_here(source):
+    one, asked = pager(source, 4), []
+    one.get(site(1))
+    with one.round(map(site, range(4)), lambda: asked.append(1)):
+        assert set(one.sites) == set(map(site, range(4))) and sorted(source.asked) == [0, 1, 2, 3]
+    assert len(asked) == 3
+    with one.round(map(site, range(4))):
+        assert len(source.asked) == 4
+    with one.round(map(site, range(2, 7))):
+        assert len(source.asked) == 4, "they do not all have room: each is loaded when it is its turn"
+    assert one.held <= 4 * SIZE
+
+
+def test_a_pass_that_is_stopped_while_its_saes_load_does_not_begin(source):
+    one = pager(source, 4)
+
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        raise Stopped
+
+    with pytest.raises(Stopped), one.round(map(site, range(4)), stop):
+        raise AssertionError
+    assert one.get(site(3)).site == site(3) and not one._after
+
+
+def test_a_pager_that_is_closed_while_a_pass_gathers_lets_it_go(source):
+    source.slow = set(range(4))
+    source.gate.clear()
+    one, ended = pager(source, 4), threading.Event()
+
+    def work():
+        with one.round(map(site, range(4))):
+            pass
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    until(lambda: len(source.asked) == 2)
+    threading.Timer(0.05, source.gate.set).start()
+    one.close()
+    assert ended.wait(SOON)
+
+
+def test_a_fault_while_a_pass_gathers_is_told_by_the_site_that_has_it(source):
+    source.broken = {1}
+    one = pager(source, 4)
+    with one.round(map(site, range(3))):
+        assert one.get(site(0)).site == site(0)
+        with pytest.raises(OSError, match=r"res\.1"):
+            one.get(site(1))
+
+
 def test_what_is_next_is_not_pushed_out_by_what_comes_after(source):
     one = pager(source, 3)
     one.expect(map(site, range(6)))

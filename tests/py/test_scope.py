@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gemloupe.errors import Refusal
-from gemloupe.load import layouts
+from gemloupe.load import artifact, layouts
 from gemloupe.load.artifact import deflate
 from gemloupe.load.layouts import DECODER_STEPS, ENCODER_STEPS, grid
 from gemloupe.load.sae import FeatureStats, Sae, hook_name, site_of_hook
@@ -246,6 +246,32 @@ def test_damaged_compressed_weights_are_refused_before_they_take_memory(tmp_path
             else Scope.open(folder).load("res.12")
         ),
     )
+
+
+def test_what_takes_long_to_inflate_is_kept_and_compared_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMLOUPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifact, "_WORTH_KEEPING", 1)
+    inflated = []
+    real = artifact._inflated
+    monkeypatch.setattr(artifact, "_inflated", lambda *given: inflated.append(1) or real(*given))
+    scope = write_scope(tmp_path / "s", [(make(), None, {})], id="x", model=MODEL)
+    first = scope.load("res.12")
+    (kept,) = (tmp_path / "cache" / "inflated").iterdir()
+    data = kept.read_bytes()
+    assert artifact.Content.of(data).sha256 == kept.name
+    assert torch.equal(scope.load("res.12").encoder, first.encoder) and len(inflated) == 1
+    for damaged in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        kept.write_bytes(damaged)
+        assert torch.equal(scope.load("res.12").encoder, first.encoder)
+        assert kept.read_bytes() == data, "written anew"
+    assert len(inflated) == 4
+    kept.unlink()
+    monkeypatch.setattr(artifact, "_KEPT_FREE", 1 << 60)  # as on a disk that is nearly full
+    assert torch.equal(scope.load("res.12").encoder, first.encoder) and not kept.exists()
+    monkeypatch.setattr(artifact, "_KEPT_FREE", 0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEMLOUPE_CACHE", str(tmp_path / "file"))  # nothing can be written below a file
+    assert torch.equal(scope.load("res.12").encoder, first.encoder)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,7 @@ def start_evolve(engine: LocalEngine, request: EvolveRequest) -> ThreadJob[Evolu
                 raise Stop
             report(share)
 
-        engine.pages.expect(sorted(sites))
-        try:
+        with engine.pages.round(sorted(sites), job.checkpoint):
             found = evolve(
                 engine.loaded.model,
                 [token.id for token in tokens],
@@ -66,8 +65,6 @@ def start_evolve(engine: LocalEngine, request: EvolveRequest) -> ThreadJob[Evolu
                 positions=positions,
                 checkpoint=checkpoint,
             )
-        finally:
-            engine.pages.expect(())
         notes: tuple[str, ...] = ()
         if guesses and request.positions is None and last + 1 > GUESSED:
             notes = (
@@ -98,8 +95,7 @@ def start_attribute(engine: LocalEngine, request: AttributeRequest) -> ThreadJob
 
     def work(job: ThreadJob[Attribution]) -> Attribution:
         before = earlier(sites, target)
-        engine.pages.expect(before)
-        try:
+        with engine.pages.round(before, job.checkpoint):
             found = attribute(
                 engine.loaded.model,
                 [token.id for token in tokens],
@@ -110,8 +106,6 @@ def start_attribute(engine: LocalEngine, request: AttributeRequest) -> ThreadJob
                 special=engine.loaded.special,
                 checkpoint=reporter(job),
             )
-        finally:
-            engine.pages.expect(())
         return _attribution(engine, tokens, found, goal, against, k)
 
     return engine.submit(ThreadJob(work))

@@ -360,8 +360,7 @@ class LocalEngine:
 
             ids = [token.id for token in tokens]
             special, model = self.loaded.special, self.loaded.model
-            self._pages.expect(sorted(sites))
-            try:
+            with self._pages.round(sorted(sites), job.checkpoint):
                 found = read(
                     model,
                     ids,
@@ -377,8 +376,6 @@ class LocalEngine:
                 if request.delta_loss:
                     self._pages.expect(measured)
                     spliced = costs(model, ids, measured, self.sae, special=special, checkpoint=checkpoint)
-            finally:
-                self._pages.expect(())
             return self._trace(tokens, found, guesses, spliced)
 
         return self._worker.submit(ThreadJob(work))
@@ -467,8 +464,7 @@ class LocalEngine:
             raise refuse("text-empty" if sites else "index-no-sites")
 
         def work(job: ThreadJob[dict[Site, SparseActs]]) -> dict[Site, SparseActs]:
-            self._pages.expect(sorted(sites))
-            try:
+            with self._pages.round(sorted(sites), job.checkpoint):
                 return read_together(
                     self.loaded.model,
                     request.passages,
@@ -477,8 +473,6 @@ class LocalEngine:
                     special=self.loaded.special,
                     checkpoint=lambda share: job.checkpoint(),
                 )
-            finally:
-                self._pages.expect(())
 
         return self._worker.submit(ThreadJob(work))
 

@@ -16,7 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ..errors import Refusal, refuse
+from . import cache
 
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 _JSON_LIMIT = 16 << 20  # bytes; the manifest of 10,000 SAEs is smaller
@@ -33,6 +34,8 @@ _HEADER_LIMIT = 100 << 20  # bytes; safetensors' own limit
 _NPZ_MEMBERS = 16
 DEFLATED = ".zlib"  # how the name of a compressed file ends
 _HUFFMAN_RATIO = 8  # a code is at least one bit for each byte
+_WORTH_KEEPING = 1 << 20  # bytes
+_KEPT_FREE = 2 << 30  # bytes left free on the disk: what is kept only saves time
 _NPZ_RATIO = 20  # trained float32 weights hardly compress; a bomb does a thousandfold
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -130,12 +133,29 @@ def deflate(data: bytes) -> bytes:
 def inflate(file: Path, content: Content | None = None) -> bytes:
     """What `deflate` compressed into `file`; refused ('scope-damaged') if it is not `content`.
 
-    Never more than eight times the file's size: what would inflate to more was not written by `deflate`.
+    Never more than eight times the file's size: what would inflate to more was not written by `deflate`. What takes
+    long to inflate is kept in the cache folder, and is compared with `content` each time it is read from there.
     """
     most = check_file(file) * _HUFFMAN_RATIO
     expected = most if content is None else content.size
     if expected > most:
         raise refuse("scope-damaged", file=file, why=f"it is said to hold {expected} bytes, more than it can")
+    if content is None or content.size < _WORTH_KEEPING:
+        return _inflated(file, expected, content)
+    kept = cache.folder() / "inflated" / content.sha256
+    with suppress(OSError):
+        if kept.stat().st_size == content.size and Content.of(data := kept.read_bytes()) == content:
+            return data
+    data = _inflated(file, expected, content)
+    # Only time is lost where there is no room, or no way to write.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        cache.require_space(len(data) + _KEPT_FREE, kept.parent)
+        cache.write_atomically(kept, data, durable=False)
+    return data
+
+
+def _inflated(file: Path, expected: int, content: Content | None) -> bytes:
     with _only_refusals(file):
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(file.read_bytes(), expected + 1)

@@ -88,14 +88,16 @@ def alone(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[
         lock.release()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` afterwards, or is as it was."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """`path` holds all of `data` afterwards, or is as it was. Without `durable` not if the power fails: for files whose
+    content is checked when they are read, and that can be made again."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

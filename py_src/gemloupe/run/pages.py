@@ -12,8 +12,9 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -38,6 +39,8 @@ _FORMAT = 1
 _PAGE, _ABOUT = "sae.safetensors", "page.json"
 # SAEs loaded at once while another encodes. Unpacking one takes longer than encoding with one, and keeps one core busy.
 _AHEAD = 2
+# Bytes of SAEs up to which all that a pass lacks is loaded before it begins.
+_AT_ONCE = 2 << 30
 # Left free on the disk: a page saves time, and is not worth filling the disk for.
 _KEPT_FREE = 2 << 30
 
@@ -106,6 +109,40 @@ class Pager:
                 # Their threads end: what pools torch made for them would slow all others (see `encode.norms`).
                 self._ahead.shutdown(wait=False)
                 self._ahead = None
+
+    @contextmanager
+    def round(self, order: Iterable[Site], checkpoint: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """A pass that asks for the SAEs in this order, again and again. `checkpoint()` may raise to stop."""
+        sites = tuple(order)
+        self.expect(sites)
+        try:
+            self._gather(sites, checkpoint)
+            yield
+        finally:
+            self.expect(())
+
+    def _gather(self, sites: tuple[Site, ...], checkpoint: Callable[[], object]) -> None:
+        """Load what is not here yet, several at once, where all of it has room and is soon there.
+
+        In mid-pass a layer would often wait for its SAE, and the threads that multiply, which OpenMP keeps spinning for
+        a while after each product, would take the cores from those that load.
+        """
+        if self.device.type != "cpu":
+            return
+        with self._changed:
+            missing = [site for site in sites if site not in self._shelf and site not in self._coming]
+            sizes = {site: self._size(site) for site in sites}
+            if len(missing) < 2 or sum(sizes.values()) > self.budget or sum(sizes[site] for site in missing) > _AT_ONCE:
+                return
+            for site in missing:
+                if self._closed or not self._make_room(site, keep=sites):
+                    break
+                self._load_ahead(site)
+        for site in missing:
+            checkpoint()
+            with self._changed:
+                while site in self._coming and not self._closed:  # what cannot be loaded is told to who asks for it
+                    self._changed.wait()
 
     def get(self, site: Site) -> Sae:
         """The SAE at `site`, on the device. Waits while it is loaded; what loading refuses is raised here."""
