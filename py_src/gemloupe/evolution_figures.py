@@ -122,7 +122,7 @@ def _band(figure: Any, row: int, evolution: Evolution, column: TokenColumn, kind
             col=1,
         )
     long = [chain for chain in joined if len(chain) > 2 and places[chain[0].feature][2] >= _LEGIBLE]
-    called = _apart(
+    called = _legible(
         [(chain[0].feature, name) for chain in long if (name := _name_of(chain, names))],
         places,
         max(site.site.layer for site in sites) if sites else 0,
@@ -152,7 +152,7 @@ def _band(figure: Any, row: int, evolution: Evolution, column: TokenColumn, kind
             )
 
 
-def _apart(
+def _legible(
     called: Iterable[tuple[FeatureId, str]], places: Mapping[FeatureId, tuple[int, float, float]], last: int
 ) -> list[tuple[FeatureId, str]]:
     """The names that can be read, each cut at the picture's edge: one that would cover an earlier one is left out."""

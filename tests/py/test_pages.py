@@ -372,7 +372,7 @@ def test_a_damaged_page_is_noticed_and_written_anew(file, tmp_path, caplog, dama
 
 
 def test_where_no_page_can_be_kept_the_sae_is_read_from_its_source(file, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pages, "_KEPT_FREE", 1 << 60)
+    monkeypatch.setattr(pages.cache, "KEPT_FREE", 1 << 60)
     sae = make_sae(site(4))
     assert same(mapped(file, sae.site, lambda: sae, tmp_path / "pages"), sae)
     assert "no page of res.4 could be kept" in caplog.text and not list((tmp_path / "pages").iterdir())

@@ -266,9 +266,9 @@ def test_what_takes_long_to_inflate_is_kept_and_compared_each_time(tmp_path, mon
         assert kept.read_bytes() == data, "written anew"
     assert len(inflated) == 4
     kept.unlink()
-    monkeypatch.setattr(artifact, "_KEPT_FREE", 1 << 60)  # as on a disk that is nearly full
+    monkeypatch.setattr(artifact.cache, "KEPT_FREE", 1 << 60)  # as on a disk that is nearly full
     assert torch.equal(scope.load("res.12").encoder, first.encoder) and not kept.exists()
-    monkeypatch.setattr(artifact, "_KEPT_FREE", 0)
+    monkeypatch.setattr(artifact.cache, "KEPT_FREE", 0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("GEMLOUPE_CACHE", str(tmp_path / "file"))  # nothing can be written below a file
     assert torch.equal(scope.load("res.12").encoder, first.encoder)

@@ -35,7 +35,6 @@ _NPZ_MEMBERS = 16
 DEFLATED = ".zlib"  # how the name of a compressed file ends
 _HUFFMAN_RATIO = 8  # a code is at least one bit for each byte
 _WORTH_KEEPING = 1 << 20  # bytes
-_KEPT_FREE = 2 << 30  # bytes left free on the disk: what is kept only saves time
 _NPZ_RATIO = 20  # trained float32 weights hardly compress; a bomb does a thousandfold
 
 _verified: dict[tuple[str, int, int, int], str] = {}
@@ -150,7 +149,7 @@ def inflate(file: Path, content: Content | None = None) -> bytes:
     # Only time is lost where there is no room, or no way to write.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        cache.require_space(len(data) + _KEPT_FREE, kept.parent)
+        cache.require_space(len(data) + cache.KEPT_FREE, kept.parent)
         cache.write_atomically(kept, data, durable=False)
     return data
 

@@ -27,6 +27,9 @@ CANNOT_WRITE = frozenset(
     }
 )
 
+# Left free on the disk by what only saves time, which is not worth filling the disk for.
+KEPT_FREE = 2 << 30
+
 
 def folder() -> Path:
     """`$GEMLOUPE_CACHE`, else the platform's cache folder for gemloupe."""

@@ -41,8 +41,6 @@ _PAGE, _ABOUT = "sae.safetensors", "page.json"
 _AHEAD = 2
 # Bytes of SAEs up to which all that a pass lacks is loaded before it begins.
 _AT_ONCE = 2 << 30
-# Left free on the disk: a page saves time, and is not worth filling the disk for.
-_KEPT_FREE = 2 << 30
 
 
 def footprint(width: int, d_in: int, device: torch.device | str, d_out: int | None = None) -> int:
@@ -294,7 +292,7 @@ def mapped(source: Path, site: Site, load: Callable[[], Sae], folder: Path | Non
     tensors = {f.name: getattr(sae, f.name) for f in fields(sae) if isinstance(getattr(sae, f.name), torch.Tensor)}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        cache.require_space(sum(t.nbytes for t in tensors.values()) + _KEPT_FREE, place.parent)
+        cache.require_space(sum(t.nbytes for t in tensors.values()) + cache.KEPT_FREE, place.parent)
         with cache.alone(place), cache.folder_atomically(place) as made:
             _write(made, sae, tensors)
         return _open(place)

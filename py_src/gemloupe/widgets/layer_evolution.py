@@ -352,7 +352,6 @@ class LayerEvolution(LiveWidget):
             patience = max(self._begun + _PATIENCE - time.monotonic(), _LEAST)
             (self._naming if self._late else self).wait(patience)
         else:
-            self._drawn.set()
             self.wait(30)
         return super().static_state() | {"card": None, "facts": self._static_facts()}
 
